@@ -1,0 +1,300 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/* Connection tracking with cached verdicts. One entry per endpoint and
+ * connection; a check looks (and decides), a commit writes, so that nothing is
+ * recorded for a packet which the other side's policy then drops.
+ */
+#pragma once
+#include "lib/packet.h"
+#include "lib/policy.h"
+#include "lib/telemetry.h"
+
+/* One endpoint's view of a packet. */
+struct passage {
+	struct ct_key key;
+	struct decision decision;
+	__u32 endpoint;
+	__u32 origin; /* of the packet, for ingress: enum origin or endpoint id */
+	__u16 flags; /* CT_VIA_STACK of an entry made now */
+	__u8 ingress; /* the packet goes to the endpoint */
+	__u8 reply;
+	__u8 fresh; /* commit makes the entry, or makes it anew */
+	__u8 decided; /* the verdict was looked up, not remembered */
+	__u8 related; /* an ICMP error about a known connection */
+};
+
+INLINE struct ct_entry *ct_find(struct ct_key *key)
+{
+	struct ct_entry *entry = bpf_map_lookup_elem(MAP(CT_FD), key);
+
+	return entry ? entry : bpf_map_lookup_elem(MAP(CT_OVERFLOW_FD), key);
+}
+
+/* For the endpoint's own packets (egress) local is the source. */
+INLINE void ct_key_of(struct ct_key *key, const struct packet *p, __u32 endpoint, bool ingress)
+{
+	key->local = ingress ? p->destination : p->source;
+	key->remote = ingress ? p->source : p->destination;
+	key->local_port = ingress ? p->destination_port : p->source_port;
+	key->remote_port = ingress ? p->source_port : p->destination_port;
+	key->endpoint = endpoint;
+	key->protocol = p->protocol;
+}
+
+/* The connection that an ICMP error quotes, as the endpoint sees it: the
+ * quoted packet was sent by the error's receiver. Returns 0 when the quote is
+ * too short, inconsistent with the outer header, or a later fragment.
+ */
+INLINE int ct_key_of_quoted(struct __sk_buff *ctx, struct ct_key *key, const struct packet *p,
+			    __u32 endpoint, bool ingress)
+{
+	struct packet inner = {};
+	__u32 at = p->l4 + 8;
+	struct ports ports = {};
+	__u8 icmp[6] = {};
+
+	if (p->version == 4) {
+		struct iphdr ip = {};
+
+		if (p->l4_length < 8 + sizeof(ip) + 8 ||
+		    bpf_skb_load_bytes(ctx, at, &ip, sizeof(ip)))
+			return 0;
+		if (ip.version != 4 || ip.ihl < 5 ||
+		    (ip.frag_off & bpf_htons(IPV4_OFFSET)))
+			return 0;
+		map_ipv4(&inner.source, ip.saddr);
+		map_ipv4(&inner.destination, ip.daddr);
+		inner.protocol = ip.protocol;
+		at += ip.ihl * 4;
+	} else {
+		struct ipv6hdr ip = {};
+
+		if (p->l4_length < 8 + sizeof(ip) + 8 ||
+		    bpf_skb_load_bytes(ctx, at, &ip, sizeof(ip)))
+			return 0;
+		if (ip.version != 6)
+			return 0;
+		__builtin_memcpy(&inner.source, &ip.saddr, 16);
+		__builtin_memcpy(&inner.destination, &ip.daddr, 16);
+		inner.protocol = ip.nexthdr;
+		at += sizeof(ip);
+		if (inner.protocol == 44) {
+			struct ipv6_fragment fragment = {};
+
+			if (bpf_skb_load_bytes(ctx, at, &fragment, sizeof(fragment)) ||
+			    (fragment.offset & bpf_htons(0xfff8)))
+				return 0;
+			inner.protocol = fragment.next;
+			at += sizeof(fragment);
+		}
+	}
+	if (at + 8 > p->l4 + p->l4_length)
+		return 0;
+	/* The quoted packet's sender is who is told. */
+	if (!same_address(&inner.source, &p->destination))
+		return 0;
+	/* An endpoint complains only of what was sent to itself. */
+	if (!ingress && !same_address(&inner.destination, &p->source))
+		return 0;
+	inner.version = p->version;
+	if (inner.protocol == IPPROTO_TCP || inner.protocol == IPPROTO_UDP ||
+	    inner.protocol == IPPROTO_SCTP) {
+		if (bpf_skb_load_bytes(ctx, at, &ports, sizeof(ports)))
+			return 0;
+		inner.source_port = ports.source;
+		inner.destination_port = ports.destination;
+	} else if (inner.protocol == IPPROTO_ICMP || inner.protocol == IPPROTO_ICMPV6) {
+		if (bpf_skb_load_bytes(ctx, at, icmp, sizeof(icmp)))
+			return 0;
+		inner.icmp_type = icmp[0];
+		set_icmp(&inner, *(__u16 *)(icmp + 4));
+		if (inner.icmp != ICMP_QUERY && inner.icmp != ICMP_ANSWER)
+			return 0;
+	}
+	/* The quote went the other way than the error does. */
+	ct_key_of(key, &inner, endpoint, !ingress);
+	return 1;
+}
+
+INLINE struct peer peer_of(__u32 origin, const struct address *remote, __u8 version)
+{
+	struct peer peer = { .peer_class = CLASS_NONE, .identity = IDENTITY_UNKNOWN };
+	struct endpoint_policy *policy;
+
+	if (origin == ORIGIN_ADDRESS)
+		return find_peer(remote);
+	if (origin == ORIGIN_UNKNOWN)
+		return unknown_peer(version);
+	if (origin == ORIGIN_NODE) {
+		peer.peer_class = CLASS_HOST;
+		peer.identity = IDENTITY_HOST;
+		return peer;
+	}
+	policy = bpf_map_lookup_elem(MAP(ENDPOINTS_FD), &origin);
+	if (policy) {
+		peer.peer_class = version == 4 ? policy->class4 : policy->class6;
+		peer.identity = policy->identity;
+		if (*(volatile __u32 *)&policy->endpoint != origin)
+			peer.peer_class = CLASS_NONE;
+	}
+	return peer;
+}
+
+/* What may begin a connection, and so leave an entry. */
+INLINE bool opens(const struct packet *p)
+{
+	if (p->protocol == IPPROTO_TCP)
+		return !(p->tcp_flags & TCP_RST);
+	return p->icmp == ICMP_NONE || p->icmp == ICMP_QUERY;
+}
+
+/* Finds the connection and decides; writes nothing but a renewed verdict.
+ * The epoch was read before. Returns 0 or the drop reason; *found is the entry,
+ * NULL where there is none yet or it is not to be used.
+ */
+INLINE int check(struct __sk_buff *ctx, const struct packet *p, struct passage *s,
+		 struct ct_entry **found, __u64 epoch, bool probe)
+{
+	bool ingress = s->ingress, opened_in = ingress, self;
+	__u32 origin = s->origin;
+	struct ct_entry *entry = NULL;
+	struct peer peer;
+
+	if (unlikely(p->icmp == ICMP_ERROR) &&
+	    ct_key_of_quoted(ctx, &s->key, p, s->endpoint, ingress)) {
+		if (!probe)
+			entry = ct_find(&s->key);
+		s->related = !!entry;
+	}
+	if (!s->related) {
+		ct_key_of(&s->key, p, s->endpoint, ingress);
+		if (!probe)
+			entry = ct_find(&s->key);
+	}
+	if (entry) {
+		opened_in = entry->flags & CT_INGRESS;
+		s->reply = !s->related && opened_in != ingress;
+	}
+	if (entry && !s->related) {
+		bool opening = p->protocol == IPPROTO_TCP &&
+			       (p->tcp_flags & (TCP_SYN | TCP_ACK | TCP_RST)) == TCP_SYN;
+
+		if (unlikely(opening && (s->reply || (entry->flags & (CT_FIN_ORIGINAL |
+								      CT_FIN_REPLY | CT_RST))))) {
+			/* A connection over the remains of another, or opened
+			 * from the other side: a verdict of its own.
+			 */
+			s->reply = 0;
+			s->fresh = 1;
+			opened_in = ingress;
+		} else if (ingress && !s->reply && entry->origin != origin) {
+			/* The tuple of somebody else's connection: decided for
+			 * itself, and the entry is left alone.
+			 */
+			entry = NULL;
+			goto decide;
+		}
+	}
+	*found = entry;
+	if (entry && !s->fresh) {
+		s->decision.rule = s->related ? RULE_RELATED :
+				   s->reply   ? RULE_REPLY :
+						entry->rule;
+		s->decision.identity = entry->peer_identity;
+		s->decision.allowed = 1;
+		if (likely(entry->epoch == epoch))
+			return 0;
+		origin = entry->origin;
+	}
+	if (!entry)
+		s->fresh = opens(p);
+decide:
+	/* For the side that opened the connection, whichever way this goes. */
+	self = opened_in ? origin == s->endpoint : same_address(&s->key.local, &s->key.remote);
+	if (self) {
+		struct decision allowed = { .rule = RULE_SELF, .allowed = 1 };
+
+		s->decision = allowed;
+	} else {
+		struct decision d = {};
+
+		peer = peer_of(opened_in ? origin : ORIGIN_ADDRESS, &s->key.remote, p->version);
+		decide(s->endpoint, opened_in, peer, p->protocol,
+		       opened_in ? s->key.local_port : s->key.remote_port, &d);
+		s->decision = d;
+	}
+	if (!s->decision.allowed) {
+		s->decided = 1;
+		return s->decision.reason;
+	}
+	if (entry && !s->fresh) {
+		entry->rule = s->decision.rule;
+		entry->peer_identity = s->decision.identity;
+		entry->epoch = epoch;
+		count(COUNTER_CT_REVALIDATED);
+	} else {
+		s->decided = 1;
+	}
+	return 0;
+}
+
+/* Records the packet; makes the entry. Returns 0 or the drop reason. */
+INLINE int commit(struct __sk_buff *ctx, const struct packet *p, struct passage *s,
+		  struct ct_entry *entry, __u64 epoch)
+{
+	__u64 now = ktime_coarse();
+	__u32 flags, length = CTX_LOAD(ctx, len);
+
+	if (s->related)
+		return 0;
+	if (s->fresh) {
+		struct ct_entry new = {
+			.epoch = epoch,
+			.seen = now,
+			.rule = s->decision.rule,
+			.flags = s->flags | (s->ingress ? CT_INGRESS : 0),
+			.origin = s->ingress ? s->origin : 0,
+			.peer_identity = s->decision.identity,
+		};
+
+		new.packets[0] = 1;
+		new.bytes[0] = length;
+		if (entry) {
+			*entry = new;
+			return 0;
+		}
+		/* The table full: kept among the entries that may be evicted,
+		 * so that neither old connections nor new ones stop.
+		 */
+		if (likely(!bpf_map_update_elem(MAP(CT_FD), &s->key, &new, BPF_NOEXIST))) {
+			count(COUNTER_CT_CREATED);
+			return 0;
+		}
+		if (bpf_map_lookup_elem(MAP(CT_FD), &s->key))
+			return 0; /* made by another CPU meanwhile */
+		count(COUNTER_CT_OVERFLOW);
+		return bpf_map_update_elem(MAP(CT_OVERFLOW_FD), &s->key, &new, BPF_ANY) ?
+			       DROP_CT_INSERTION_FAILED :
+			       0;
+	}
+	if (!entry)
+		return 0;
+	if (s->reply) {
+		__sync_fetch_and_add(&entry->packets[1], 1);
+		__sync_fetch_and_add(&entry->bytes[1], length);
+	} else {
+		__sync_fetch_and_add(&entry->packets[0], 1);
+		__sync_fetch_and_add(&entry->bytes[0], length);
+	}
+	if (now - entry->seen > NS_PER_SECOND)
+		entry->seen = now;
+	flags = s->reply ? CT_SEEN_REPLY : 0;
+	if (p->protocol == IPPROTO_TCP) {
+		if (p->tcp_flags & TCP_FIN)
+			flags |= s->reply ? CT_FIN_REPLY : CT_FIN_ORIGINAL;
+		if (p->tcp_flags & TCP_RST)
+			flags |= CT_RST;
+	}
+	if ((entry->flags & flags) != flags)
+		entry->flags |= flags;
+	return 0;
+}

@@ -1,0 +1,49 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/* Endpoints: which pod is behind a device, which addresses are here, and what
+ * a pod may claim to be.
+ */
+#pragma once
+#include "lib/packet.h"
+
+INLINE struct device *find_device(__u32 ifindex)
+{
+	return bpf_map_lookup_elem(MAP(DEVICES_FD), &ifindex);
+}
+
+INLINE struct local_address *find_local(struct address *address)
+{
+	return bpf_map_lookup_elem(MAP(ADDRESSES_FD), address);
+}
+
+INLINE bool link_local6(const struct address *a)
+{
+	return a->bytes[0] == 0xfe && (a->bytes[1] & 0xc0) == 0x80;
+}
+
+INLINE bool multicast6(const struct address *a)
+{
+	return a->bytes[0] == 0xff;
+}
+
+/* Is this source the pod's own? Beside its addresses: link-local ones within
+ * the link (RFC 4291), none at all in duplicate detection, MLD (RFC 3590) and
+ * when DHCP asks for one (RFC 2131).
+ */
+INLINE bool valid_source(const struct device *device, const struct packet *p)
+{
+	if (p->version == 4) {
+		struct address unspecified = {};
+
+		if (likely(same_address(&p->source, &device->address4)))
+			return !no_address(&device->address4);
+		map_ipv4(&unspecified, 0);
+		return same_address(&p->source, &unspecified) && p->protocol == IPPROTO_UDP &&
+		       p->source_port == bpf_htons(68) && p->destination_port == bpf_htons(67);
+	}
+	if (no_address(&p->source))
+		return p->icmp == ICMP_MULTICAST || p->icmp == ICMP_NEIGHBOUR;
+	if (likely(same_address(&p->source, &device->address6)))
+		return true;
+	return link_local6(&p->source) &&
+	       (link_local6(&p->destination) || multicast6(&p->destination));
+}

@@ -1,0 +1,108 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/* Policy: address -> peer class -> final verdict. All precedence was resolved
+ * when the table was written; here the highest matching level wins.
+ */
+#pragma once
+#include "lib/common.h"
+
+struct decision {
+	__u32 rule;
+	__u32 allowed;
+	__u32 identity; /* of the peer */
+	__u32 own; /* identity of the endpoint */
+	__u32 reason; /* drop reason when not allowed */
+};
+
+INLINE __u64 current_epoch(void)
+{
+	__u32 zero = 0;
+	__u64 *epoch = bpf_map_lookup_elem(MAP(EPOCH_FD), &zero);
+
+	return epoch ? *(volatile __u64 *)epoch : 0;
+}
+
+INLINE struct peer find_peer(const struct address *address)
+{
+	struct peer_key key = { .prefix_length = 128 };
+	struct peer none = { .peer_class = CLASS_NONE, .identity = IDENTITY_UNKNOWN };
+	struct peer *peer;
+
+	key.address = *address;
+	peer = bpf_map_lookup_elem(MAP(PEERS_FD), &key);
+	return peer ? *peer : none;
+}
+
+INLINE struct peer unknown_peer(__u8 version)
+{
+	struct address address = {};
+
+	/* The unspecified address is nobody's: only blocks that contain the
+	 * whole family contain it.
+	 */
+	if (version == 4)
+		map_ipv4(&address, 0);
+	return find_peer(&address);
+}
+
+/* port in network order. */
+INLINE void decide(__u32 endpoint, bool ingress, struct peer peer, __u8 protocol,
+		   __be16 port, struct decision *d)
+{
+	struct endpoint_policy *policy;
+	struct policy_verdict *verdict;
+	struct policy_key key = {};
+	__u32 levels, enforced, wanted = bpf_ntohs(port);
+	int level;
+
+	d->identity = peer.identity;
+	d->allowed = 0;
+	d->rule = RULE_DEFAULT_DENY;
+	d->reason = DROP_POLICY_DENIED;
+	policy = bpf_map_lookup_elem(MAP(ENDPOINTS_FD), &endpoint);
+	if (!policy) {
+		d->reason = DROP_NO_ENDPOINT_POLICY;
+		return;
+	}
+	key.table = ingress ? policy->ingress_table : policy->egress_table;
+	levels = ingress ? policy->ingress_levels : policy->egress_levels;
+	enforced = policy->flags & (ingress ? ENDPOINT_INGRESS_ENFORCED :
+					      ENDPOINT_EGRESS_ENFORCED);
+	d->own = policy->identity;
+	if (policy->identity == IDENTITY_INIT)
+		d->rule = RULE_INIT;
+	/* The element was freed and reused under us: no verdict from it. */
+	if (*(volatile __u32 *)&policy->endpoint != endpoint) {
+		d->reason = DROP_NO_ENDPOINT_POLICY;
+		return;
+	}
+	if (!enforced) {
+		d->allowed = 1;
+		d->rule = RULE_NO_POLICY;
+		return;
+	}
+	key.peer_class = peer.peer_class;
+	key.protocol = protocol;
+	for (level = LEVEL_PORT; level >= LEVEL_ANY_PORT; level--) {
+		if (!(levels & (1U << level)))
+			continue;
+		key.level = level;
+		key.port = wanted & (0xffff0000U >> level);
+		verdict = bpf_map_lookup_elem(MAP(POLICY_FD), &key);
+		if (verdict)
+			goto found;
+	}
+	if (!(levels & (1U << LEVEL_ANY_PROTOCOL)))
+		return;
+	key.level = LEVEL_ANY_PROTOCOL;
+	key.protocol = 0;
+	key.port = 0;
+	verdict = bpf_map_lookup_elem(MAP(POLICY_FD), &key);
+	if (!verdict)
+		return;
+found:
+	d->rule = verdict->rule;
+	if (verdict->action == ACTION_ALLOW)
+		d->allowed = 1;
+	else
+		d->reason = DROP_POLICY_DENY_RULE;
+}

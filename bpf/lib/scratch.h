@@ -1,0 +1,28 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/* Working memory of one program run. It is a per-CPU map and not the stack for
+ * two reasons: the stack is 512 bytes, and the verifier follows every constant
+ * that is stored there, so each kind of packet would be another path through
+ * all that comes after. What is read from a map is just a number. These hooks
+ * run with softirqs off, so no other run comes between on the same CPU.
+ */
+#pragma once
+#include "lib/conntrack.h"
+
+struct scratch {
+	struct packet packet;
+	struct passage out; /* of the sender, when it is a local pod */
+	struct passage in; /* of the receiver */
+	struct report report;
+};
+
+_Static_assert(sizeof(struct scratch) <= SCRATCH_BYTES, "scratch map too small");
+
+INLINE struct scratch *new_scratch(void)
+{
+	__u32 zero = 0;
+	struct scratch *scratch = bpf_map_lookup_elem(MAP(SCRATCH_FD), &zero);
+
+	if (scratch)
+		__builtin_memset(scratch, 0, sizeof(*scratch));
+	return scratch;
+}

@@ -1,0 +1,109 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/* Hook: tc egress of a pod's host-side device. What reaches a pod through the
+ * node's stack: from the node itself, from outside where no from_uplink is
+ * attached, and from pods whose packets the stack translated or routed.
+ *
+ * The ingress interface tells who sent a packet, whatever its source address
+ * has become: none for the node's own stack, a pod's device for that pod.
+ */
+#include "lib/deliver.h"
+
+/* Returns 0 or a drop reason. */
+INLINE int find_origin(struct __sk_buff *ctx, struct packet *p, struct passage *s)
+{
+	__u32 ifindex = CTX_LOAD(ctx, ingress_ifindex);
+	struct local_address *local;
+	struct device *sender;
+
+	if (!ifindex) {
+		s->origin = ORIGIN_NODE;
+		return 0;
+	}
+	sender = find_device(ifindex);
+	if (sender) {
+		s->origin = sender->endpoint;
+		return 0;
+	}
+	local = find_local(&p->source);
+	if (!local)
+		s->origin = ORIGIN_ADDRESS;
+	else if (local->kind == LOCAL_POD)
+		return DROP_INVALID_SOURCE_IP;
+	else
+		s->origin = ORIGIN_UNKNOWN; /* translated to the node's address */
+	return 0;
+}
+
+int to_pod(struct __sk_buff *ctx)
+{
+	struct scratch *scratch = new_scratch();
+	struct ct_entry *entry = NULL;
+	struct report *report;
+	struct passage *in;
+	struct packet *p;
+	struct device *device;
+	bool probe = is_probe(ctx);
+	__u64 epoch = current_epoch();
+	int reason;
+
+	if (!scratch)
+		return TC_ACT_SHOT;
+	p = &scratch->packet;
+	in = &scratch->in;
+	in->ingress = 1;
+	in->flags = CT_VIA_STACK;
+	report = &scratch->report;
+	report->direction = DIRECTION_INGRESS;
+	device = find_device(CTX_LOAD(ctx, ifindex));
+	if (!device)
+		return drop(ctx, p, report, DROP_ENDPOINT_NOT_READY);
+	in->endpoint = report->endpoint = device->endpoint;
+	switch (bpf_ntohs(CTX_LOAD(ctx, protocol))) {
+	case ETH_P_IP:
+		reason = parse_ipv4(ctx, p);
+		break;
+	case ETH_P_IPV6:
+		reason = parse_ipv6(ctx, p);
+		break;
+	case ETH_P_ARP:
+		return TC_ACT_OK;
+	default:
+		reason = DROP_UNSUPPORTED_L3;
+	}
+	if (reason)
+		goto refuse;
+	reason = find_origin(ctx, p, in);
+	if (reason)
+		goto refuse;
+	if (unlikely(p->icmp == ICMP_NEIGHBOUR || p->icmp == ICMP_MULTICAST)) {
+		/* Of this link, so only the node's own. */
+		if (CTX_LOAD(ctx, ingress_ifindex) == 0)
+			return TC_ACT_OK;
+		reason = DROP_FORBIDDEN_ICMP6;
+		goto refuse;
+	}
+	if (unlikely(p->fragment)) {
+		reason = resolve_fragment(ctx, p, 1);
+		if (reason)
+			goto refuse;
+	}
+	reason = check(ctx, p, in, &entry, epoch, probe);
+	if (unlikely(probe))
+		return answer_probe(ctx, NULL, in, reason);
+	report_verdict(ctx, p, in);
+	if (unlikely(reason))
+		return drop_denied(ctx, p, in, reason);
+	reason = commit(ctx, p, in, entry, epoch);
+	if (unlikely(reason))
+		goto refuse;
+	if (unlikely(p->fragment == FRAGMENT_FIRST && p->icmp != ICMP_ERROR))
+		remember_fragment(ctx, p, 1);
+	count_packet(ctx, DIRECTION_INGRESS, REASON_FORWARDED);
+	report_new(ctx, p, in, OBSERVE_TO_ENDPOINT);
+	return TC_ACT_OK;
+
+refuse:
+	if (unlikely(probe))
+		return answer_probe(ctx, NULL, NULL, reason);
+	return drop(ctx, p, report, reason);
+}
