@@ -76,8 +76,10 @@ int to_pod(struct __sk_buff *ctx)
 	if (reason)
 		goto refuse;
 	if (unlikely(p->icmp == ICMP_NEIGHBOUR || p->icmp == ICMP_MULTICAST)) {
-		/* Of this link, so only the node's own. */
-		if (CTX_LOAD(ctx, ingress_ifindex) == 0)
+		/* Of this link: the node's own, or from_pod's answer, which
+		 * comes back the way the question came.
+		 */
+		if (in->origin == ORIGIN_NODE || in->origin == in->endpoint)
 			return TC_ACT_OK;
 		reason = DROP_FORBIDDEN_ICMP6;
 		goto refuse;

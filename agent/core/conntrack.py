@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which connection-tracking entries have ended: ages, and endpoints that are gone.
+
+The programs make and touch entries; only the agent removes them. Lifetimes are those of common
+practice: RFC 5382 (TCP), RFC 4787 (UDP), RFC 5508 (ICMP), longer where a shorter one would cut
+connections that keep-alives hold.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from bpf.layouts import CtFlag
+
+if TYPE_CHECKING:
+    import numpy
+    from numpy.typing import NDArray
+
+TCP, UDP, ICMP, ICMP6, SCTP = 6, 17, 1, 58, 132
+
+
+@dataclass(frozen=True, slots=True)
+class Lifetimes:
+    """Seconds without a packet after which an entry ends."""
+
+    tcp_established: float = 21600.0
+    tcp_opening: float = 60.0
+    tcp_closing: float = 10.0
+    sctp: float = 900.0
+    answered: float = 180.0
+    unanswered: float = 60.0
+    icmp: float = 60.0
+
+
+def expired(
+    keys: NDArray[numpy.void],
+    values: NDArray[numpy.void],
+    now: int,
+    endpoints: Collection[int],
+    lifetimes: Lifetimes,
+) -> NDArray[Any]:
+    """A mask over entries (CtKey.DTYPE, CtEntry.DTYPE): True where the entry has ended.
+
+    ``now`` is CLOCK_MONOTONIC in ns; ``endpoints`` are the ids of those that live.
+    """
+    import numpy as np
+
+    protocol = keys["protocol"]
+    flags = values["flags"]
+    answered = (flags & CtFlag.CT_SEEN_REPLY) != 0
+    both = CtFlag.CT_FIN_ORIGINAL | CtFlag.CT_FIN_REPLY
+    closing = ((flags & both) == both) | ((flags & CtFlag.CT_RST) != 0)
+    limit = np.where(answered, lifetimes.answered, lifetimes.unanswered)
+    tcp = protocol == TCP
+    limit = np.where(tcp, np.where(answered, lifetimes.tcp_established, lifetimes.tcp_opening), limit)
+    limit = np.where(tcp & closing, lifetimes.tcp_closing, limit)
+    limit = np.where(protocol == SCTP, lifetimes.sctp, limit)
+    limit = np.where((protocol == ICMP) | (protocol == ICMP6), lifetimes.icmp, limit)
+    # An entry may be touched on another CPU just after `now` was read.
+    idle = np.maximum(np.int64(now) - values["seen"].astype(np.int64), 0)
+    gone = ~np.isin(keys["endpoint"], np.fromiter(endpoints, dtype=np.uint32, count=len(endpoints)))
+    result: NDArray[Any] = (idle > (limit * 1e9).astype(np.int64)) | gone
+    return result

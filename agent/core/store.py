@@ -1,0 +1,176 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The facts in force, and which of them have changed since they were last looked at.
+
+Applying an event is cheap and decides nothing: what the facts mean is computed in ``desired``
+from all of them together, so their order never matters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from agent.core.endpoint import Endpoint
+from agent.core.events import (
+    Event,
+    Namespace,
+    NamespaceRemoved,
+    NamespaceUpserted,
+    Origin,
+    Pod,
+    PodRemoved,
+    PodUpserted,
+    PolicyRemoved,
+    PolicyUpserted,
+    RejectionCleared,
+    ResourceIgnored,
+    ResourceKey,
+    ResourceRejected,
+    SourceFailed,
+    SourceStale,
+    SourceSynced,
+)
+from policy.model import NetworkPolicy
+
+PodKey = tuple[str, str]
+"""Namespace and name."""
+
+
+@dataclass(slots=True)
+class Changes:
+    """Keys of what may differ from before; a key that is in no table any more was removed."""
+
+    pods: set[PodKey] = field(default_factory=set)
+    namespaces: set[str] = field(default_factory=set)
+    policies: set[ResourceKey] = field(default_factory=set)
+    endpoints: set[int] = field(default_factory=set)
+    node_addresses: bool = False
+
+    def __bool__(self) -> bool:
+        return bool(
+            self.pods or self.namespaces or self.policies or self.endpoints or self.node_addresses
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class SourceState:
+    """How far a source is. ``detail`` says why it is not healthy."""
+
+    synced: bool = False
+    healthy: bool = True
+    detail: str = ""
+
+
+class Store:
+    """All facts. ``sources`` are the names of those that must deliver before anything is deleted."""
+
+    def __init__(self, sources: Iterable[str]) -> None:
+        self.pods: dict[PodKey, Pod] = {}
+        self.namespaces: dict[str, Namespace] = {}
+        self.policies: dict[ResourceKey, NetworkPolicy] = {}
+        self.endpoints: dict[int, Endpoint] = {}
+        self.node_addresses: frozenset[str] = frozenset()
+        self.rejections: dict[tuple[str, Origin], ResourceRejected] = {}
+        self.sources: dict[str, SourceState] = {name: SourceState() for name in sources}
+        self._pods_of: dict[str, set[PodKey]] = {}
+        self._endpoints_of: dict[PodKey, set[int]] = {}
+        self._changes = Changes()
+
+    @property
+    def synced(self) -> bool:
+        """Every source has delivered its first full state."""
+        return all(state.synced for state in self.sources.values())
+
+    def apply(self, event: Event) -> None:
+        """Take one event of a source."""
+        match event:
+            case PodUpserted(pod=pod):
+                self._put_pod(pod)
+            case PodRemoved(key=key):
+                self._drop_pod((key.namespace, key.name))
+            case NamespaceUpserted(namespace=namespace):
+                self.namespaces[namespace.name] = namespace
+                self._changes.namespaces.add(namespace.name)
+            case NamespaceRemoved(key=key):
+                self.namespaces.pop(key.name, None)
+                self._changes.namespaces.add(key.name)
+            case PolicyUpserted(policy=policy):
+                name = ResourceKey(policy.kind, policy.namespace, policy.name)
+                self.policies[name] = policy
+                self._changes.policies.add(name)
+            case PolicyRemoved(key=key):
+                self.policies.pop(key, None)
+                self._changes.policies.add(key)
+            case ResourceRejected(source=source, origin=origin):
+                self.rejections[source, origin] = event
+            case RejectionCleared(source=source, origin=origin):
+                self.rejections.pop((source, origin), None)
+            case SourceSynced(source=source):
+                self.sources[source] = SourceState(synced=True)
+            case SourceStale(source=source, reason=reason) | SourceFailed(
+                source=source, reason=reason
+            ):
+                synced = self.sources.get(source, SourceState()).synced
+                self.sources[source] = SourceState(synced, healthy=False, detail=reason)
+            case ResourceIgnored():
+                pass
+
+    def put_endpoint(self, endpoint: Endpoint) -> None:
+        """An endpoint exists."""
+        self.drop_endpoint(endpoint.id)
+        self.endpoints[endpoint.id] = endpoint
+        self._endpoints_of.setdefault(endpoint.pod_key, set()).add(endpoint.id)
+        self._changes.endpoints.add(endpoint.id)
+        self._changes.pods.add(endpoint.pod_key)
+
+    def drop_endpoint(self, number: int) -> None:
+        """An endpoint is gone; an unknown one is no error."""
+        endpoint = self.endpoints.pop(number, None)
+        if endpoint is None:
+            return
+        owned = self._endpoints_of[endpoint.pod_key]
+        owned.discard(number)
+        if not owned:
+            del self._endpoints_of[endpoint.pod_key]
+        self._changes.endpoints.add(number)
+        self._changes.pods.add(endpoint.pod_key)
+
+    def set_node_addresses(self, addresses: Iterable[str]) -> None:
+        """All addresses that the node's own stack receives, in canonical text."""
+        wanted = frozenset(addresses)
+        if wanted != self.node_addresses:
+            self.node_addresses = wanted
+            self._changes.node_addresses = True
+
+    def take_changes(self) -> Changes:
+        """What has changed since the last call."""
+        changes, self._changes = self._changes, Changes()
+        return changes
+
+    def pods_of(self, namespace: str) -> Iterable[PodKey]:
+        """Pods of a namespace that are known."""
+        return tuple(self._pods_of.get(namespace, ()))
+
+    def endpoints_of(self, pod: PodKey) -> tuple[Endpoint, ...]:
+        """Endpoints of a pod on this node, by id."""
+        return tuple(self.endpoints[one] for one in sorted(self._endpoints_of.get(pod, ())))
+
+    def namespace_labels(self, namespace: str) -> Mapping[str, str]:
+        """Labels of a namespace; of one that is not known, only its name."""
+        known = self.namespaces.get(namespace)
+        return known.labels if known else {}
+
+    def _put_pod(self, pod: Pod) -> None:
+        key = (pod.namespace, pod.name)
+        self.pods[key] = pod
+        self._pods_of.setdefault(pod.namespace, set()).add(key)
+        self._changes.pods.add(key)
+
+    def _drop_pod(self, key: PodKey) -> None:
+        if self.pods.pop(key, None) is None:
+            return
+        owned = self._pods_of[key[0]]
+        owned.discard(key)
+        if not owned:
+            del self._pods_of[key[0]]
+        self._changes.pods.add(key)
