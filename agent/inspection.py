@@ -1,0 +1,366 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Two questions about the policy in force: who decides, and is the kernel's the policies'?
+
+Each is answered from two sides that share no code: the naive evaluator on the policies as written,
+and what the loaded programs and the maps themselves say. Called in the loop's thread.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
+from typing import Final
+
+from agent.core.delta import differences, record_differences
+from agent.core.endpoint import Endpoint, mac_bytes
+from agent.core.events import Pod
+from agent.core.flow import RESERVED_RULE_NAMES, Direction, drop_reason_name
+from agent.core.probe_packet import probe_packet
+from agent.core.store import Store
+from agent.core.views import (
+    CheckDifference,
+    CheckReport,
+    DirectionVerdict,
+    ExplainParty,
+    ExplainQuery,
+    Explanation,
+    InvalidQuery,
+    KernelVerdict,
+    NotFound,
+    RuleMention,
+)
+from agent.kernel.datapath import FROM_POD, TO_POD
+from agent.kernel.syscall import BpfError
+from agent.loop import Loop
+from bpf.layouts import PolicyKey, PolicyVerdict, ProbeAnswer, ProbeBit
+from identity.labels import LabelFilter
+from policy import explain as naive
+from policy.equivalence import NumberedEntry, Pair, compare
+from policy.model import Direction as PolicyDirection
+from policy.model import RuleName, RuleRef
+
+Address = IPv4Address | IPv6Address
+MAX_DIFFERENCES: Final = 200
+_ELSEWHERE: Final = 1
+"""An ingress ifindex that is no pod's: the loopback device."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Party:
+    text: str
+    address: Address
+    pod: Pod | None
+    endpoint: Endpoint | None
+    is_node: bool
+
+
+class Inspector:
+    """Answers for one agent."""
+
+    def __init__(self, loop: Loop, label_filter: LabelFilter) -> None:
+        self._loop = loop
+        self._filter = label_filter
+
+    # ---- explain ---------------------------------------------------------------------------------
+
+    def explain(self, query: ExplainQuery) -> Explanation:
+        """Both directions, each by model and kernel. Raises InvalidQuery, NotFound."""
+        source, destination = self._parties(query)
+        egress = self._direction(Direction.EGRESS, source, destination, query)
+        ingress = self._direction(Direction.INGRESS, source, destination, query)
+        return Explanation(
+            source=self._shown(source),
+            destination=self._shown(destination),
+            protocol=query.protocol,
+            port=query.port,
+            allowed=egress.allowed and ingress.allowed,
+            egress=egress,
+            ingress=ingress,
+        )
+
+    def _parties(self, query: ExplainQuery) -> tuple[_Party, _Party]:
+        sides = [
+            (query.source, self._find(query.source, "from")),
+            (query.destination, self._find(query.destination, "to")),
+        ]
+        for version in (4, 6):
+            chosen = [
+                next((one for one in found if one.address.version == version), None)
+                for _, found in sides
+            ]
+            if chosen[0] is not None and chosen[1] is not None:
+                return chosen[0], chosen[1]
+        raise InvalidQuery(
+            f"{query.source} and {query.destination} have no addresses of the same family"
+        )
+
+    def _find(self, text: str, field: str) -> list[_Party]:
+        """The party that a text names, once for each of its addresses."""
+        store = self._loop.store
+        try:
+            address: Address | None = ip_network(text, strict=False).network_address
+        except ValueError:
+            address = None
+        if address is not None:
+            return [self._at(text, address)]
+        namespace, slash, name = text.partition("/")
+        if not slash:
+            namespace, name = "default", text
+        key = (namespace, name)
+        addresses = [ip_address(one) for e in store.endpoints_of(key) for one in e.addresses]
+        pod = store.pods.get(key)
+        if not addresses and pod is not None:
+            addresses = [ip_address(one) for one in pod.ips]
+        if not addresses:
+            if pod is None:
+                raise NotFound(f"{field}: there is no pod {namespace}/{name}")
+            raise NotFound(f"{field}: pod {namespace}/{name} has no address yet")
+        return [self._at(text, one) for one in addresses]
+
+    def _at(self, text: str, address: Address) -> _Party:
+        store = self._loop.store
+        owner = self._loop.desired.addresses.owner(str(address))
+        pod = store.pods.get(owner) if owner else None
+        endpoint = None
+        if owner:
+            endpoint = next(
+                (e for e in store.endpoints_of(owner) if str(address) in e.addresses), None
+            )
+        return _Party(text, address, pod, endpoint, str(address) in store.node_addresses)
+
+    def _shown(self, party: _Party) -> ExplainParty:
+        peer = self._loop.desired.ipcache.lookup(party.address)
+        labels = tuple(f"{key}={value}" if value else key for key, value in peer.labels.items())
+        return ExplainParty(party.text, str(party.address), peer.identity, labels)
+
+    def _direction(
+        self, direction: Direction, source: _Party, destination: _Party, query: ExplainQuery
+    ) -> DirectionVerdict:
+        subject, other = (
+            (source, destination) if direction is Direction.EGRESS else (destination, source)
+        )
+        if subject.endpoint is None:
+            return DirectionVerdict(
+                direction, False, True, "", KernelVerdict(False),
+                note=f"{subject.text} is no pod of this node: nothing here decides",
+            )  # fmt: skip
+        port = 0 if query.protocol in (1, 58) else query.port
+        explained = naive.explain(
+            self._loop.store.policies.values() if not self._loop.refused else self._loop.desired.repository.policies(),
+            _facts(subject, self._loop.store),
+            naive.Remote(
+                other.address,
+                _facts(other, self._loop.store) if other.pod is not None or other.endpoint else None,
+                other.is_node,
+            ),
+            naive.Packet(PolicyDirection(int(direction)), query.protocol, port),
+            self._filter,
+        )
+        kernel, number = self._kernel(direction, source, destination, query)
+        rule = explained.decision.rule
+        nearest = None
+        if explained.nearest is not None:
+            near = explained.nearest
+            nearest = RuleMention(
+                f"{near.rule.namespace}/{near.rule.name}", near.rule.index, (near.reason,), near.rule.kind
+            )
+        agrees = not kernel.available or (
+            kernel.allowed == explained.decision.allowed
+            and number == self._loop.desired.packer.rule_number(rule)
+        )
+        return DirectionVerdict(
+            direction=direction,
+            evaluated=True,
+            allowed=explained.decision.allowed,
+            decided_by=rule_text(rule),
+            kernel=kernel,
+            agrees=agrees,
+            rule=_mention(rule),
+            nearest=nearest,
+        )
+
+    def _kernel(
+        self, direction: Direction, source: _Party, destination: _Party, query: ExplainQuery
+    ) -> tuple[KernelVerdict, int]:
+        """What the loaded program says; the number of the deciding rule."""
+        sender, receiver = source.endpoint, destination.endpoint
+        if direction is Direction.EGRESS:
+            assert sender is not None
+            program, ifindex, came_by = FROM_POD, sender.ifindex, 0
+            macs = mac_bytes(sender.mac), mac_bytes(sender.host_mac)
+            allowed_bit, decided_bit = ProbeBit.PROBE_EGRESS_ALLOWED, ProbeBit.PROBE_EGRESS_DECIDED
+            answer = ProbeAnswer.PROBE_EGRESS_RULE
+        else:
+            assert receiver is not None
+            program, ifindex = TO_POD, receiver.ifindex
+            # As if it came by the stack: the function is the one that local delivery runs.
+            came_by = sender.ifindex if sender else 0 if source.is_node else _ELSEWHERE
+            macs = mac_bytes(receiver.host_mac), mac_bytes(receiver.mac)
+            allowed_bit, decided_bit = ProbeBit.PROBE_INGRESS_ALLOWED, ProbeBit.PROBE_INGRESS_DECIDED
+            answer = ProbeAnswer.PROBE_INGRESS_RULE
+        packet = probe_packet(source.address, destination.address, query.protocol, query.port, *macs)
+        try:
+            run = self._loop.datapath.probe(program, packet, ifindex, came_by)
+        except BpfError as error:
+            return KernelVerdict(False, note=str(error)), 0
+        decided = run.context.cb[ProbeAnswer.PROBE_DECIDED]
+        if not decided & decided_bit:
+            reason = drop_reason_name(run.context.cb[ProbeAnswer.PROBE_REASON])
+            return KernelVerdict(True, False, "", reason, "dropped before policy"), 0
+        number = run.context.cb[answer]
+        reason = run.context.cb[ProbeAnswer.PROBE_REASON]
+        allowed = bool(decided & allowed_bit)
+        return KernelVerdict(
+            True, allowed, self.rule_name(number), "" if allowed else drop_reason_name(reason)
+        ), number
+
+    def rule_name(self, number: int) -> str:
+        """A rule number in words."""
+        if number in RESERVED_RULE_NAMES:
+            return RESERVED_RULE_NAMES[number]
+        ref = self._loop.desired.packer.rule_names().get(number)
+        return rule_text(ref) if ref else f"rule {number}"
+
+    # ---- check -----------------------------------------------------------------------------------
+
+    def check(self, repair: bool) -> CheckReport:
+        """Compare everything; with `repair` also write what differs."""
+        desired, datapath = self._loop.desired, self._loop.datapath
+        found = self._policy_differences()
+        for name, wanted in (
+            ("peers", desired.peer_writes()),
+            ("endpoints", desired.endpoint_writes()),
+            ("addresses", desired.address_writes()),
+            ("devices", desired.device_writes()),
+        ):
+            actual = datapath.raw(name)
+            delta = differences(wanted, actual)
+            for key in [*delta.upserts, *delta.deletes]:
+                found.append(
+                    CheckDifference(
+                        name, Direction.UNKNOWN, _key_text(name, key), 0, 0, 0,
+                        _value_text(name, wanted.get(key)), _value_text(name, actual.get(key)),
+                    )  # fmt: skip
+                )
+        records = len(desired.policy_records().keys) // PolicyKey.SIZE
+        tables, classes = len(desired.compiler.tables), len(desired.compiler.classes)
+        if repair and found:
+            self._loop.sync_whole(delete=True)
+        return CheckReport(
+            tables=tables,
+            classes=classes,
+            intervals=records + tables * classes,
+            difference_count=len(found),
+            differences=tuple(found[:MAX_DIFFERENCES]),
+        )
+
+    def _policy_differences(self) -> list[CheckDifference]:
+        """By packed records first: only columns that are not equal are compared by verdict."""
+        desired = self._loop.desired
+        whole = desired.policy_records()
+        keys, values = self._loop.datapath.policy_records()
+        delta = record_differences(bytes(whole.keys), bytes(whole.values), keys, values, 12, 8)
+        suspect = {
+            (one.table, one.peer_class)
+            for blob in (delta.keys, delta.deletes)
+            for one in _unpacked(bytes(blob))
+        }
+        if not suspect:
+            return []
+        wanted = _entries(bytes(whole.keys), bytes(whole.values), suspect)
+        actual = _entries(keys, values, suspect)
+        found = []
+        for difference in compare(wanted, actual):
+            table = desired.compiler.tables.get(difference.table)
+            peer = desired.compiler.classes.get(difference.peer_class)
+            found.append(
+                CheckDifference(
+                    where=f"policy table {difference.table}",
+                    direction=Direction(int(table.direction)) if table else Direction.UNKNOWN,
+                    peer=peer.canonical() if peer else f"class {difference.peer_class}",
+                    protocol=difference.protocol,
+                    first_port=difference.first_port,
+                    last_port=difference.last_port,
+                    expected=self._verdict_text(difference.wanted, difference.entry),
+                    actual=self._verdict_text(difference.found, difference.entry),
+                )
+            )
+        return found
+
+    def _verdict_text(self, verdict: object, entry: object) -> str:
+        if verdict is None:
+            return "no entry" if entry is not None else "deny (default deny)"
+        allow, rule = verdict  # type: ignore[misc]
+        return f"{'allow' if allow else 'deny'} ({self.rule_name(rule)})"
+
+
+def rule_text(rule: RuleName) -> str:
+    """A rule in words, as everything that the agent prints names it."""
+    if isinstance(rule, RuleRef):
+        return str(rule)
+    return RESERVED_RULE_NAMES[int(rule)]
+
+
+def _mention(rule: RuleName) -> RuleMention | None:
+    if not isinstance(rule, RuleRef):
+        return None
+    return RuleMention(f"{rule.namespace}/{rule.name}", rule.index, (), rule.kind)
+
+
+def _facts(party: _Party, store: Store) -> naive.PodFacts:
+    pod = party.pod
+    if pod is None:
+        assert party.endpoint is not None
+        return naive.PodFacts(party.endpoint.namespace, party.endpoint.pod, None)
+    return naive.PodFacts(
+        pod.namespace, pod.name, pod.labels, store.namespace_labels(pod.namespace), pod.ports
+    )
+
+
+def _unpacked(keys: bytes) -> list[PolicyKey]:
+    size = PolicyKey.SIZE
+    return [PolicyKey.unpack(keys[at : at + size]) for at in range(0, len(keys), size)]
+
+
+def _entries(keys: bytes, values: bytes, pairs: set[Pair]) -> dict[Pair, list[NumberedEntry]]:
+    found: dict[Pair, list[NumberedEntry]] = {}
+    for number, key in enumerate(_unpacked(keys)):
+        pair = (key.table, key.peer_class)
+        if pair in pairs:
+            at = number * PolicyVerdict.SIZE
+            verdict = PolicyVerdict.unpack(values[at : at + PolicyVerdict.SIZE])
+            found.setdefault(pair, []).append(
+                NumberedEntry(
+                    key.protocol, key.port, key.level, bool(verdict.action), verdict.rule
+                )
+            )
+    return found
+
+
+def _key_text(name: str, key: bytes) -> str:
+    from bpf.layouts import PeerKey
+
+    if name == "peers":
+        peer = PeerKey.unpack(key)
+        address = IPv6Address(peer.address)
+        if address.ipv4_mapped and peer.prefix_length >= 96:
+            return f"{address.ipv4_mapped}/{peer.prefix_length - 96}"
+        return f"{address}/{peer.prefix_length}"
+    if name == "addresses":
+        address = IPv6Address(key)
+        return str(address.ipv4_mapped or address)
+    return str(int.from_bytes(key, "little"))
+
+
+def _value_text(name: str, value: bytes | None) -> str:
+    from bpf import layouts
+
+    if value is None:
+        return "nothing"
+    kinds = {
+        "peers": layouts.Peer,
+        "endpoints": layouts.EndpointPolicy,
+        "addresses": layouts.LocalAddress,
+        "devices": layouts.Device,
+    }
+    return str(kinds[name].unpack(value))  # type: ignore[attr-defined]

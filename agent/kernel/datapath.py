@@ -1,0 +1,305 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The datapath as one thing: its maps, its programs, where they are attached, and how it is changed.
+
+Everything is pinned below one folder, so it works on without the agent, and a new agent finds it:
+
+    maps/<name>_v<version>     links/uplink-<device>-ingress
+
+Called by the loop's thread alone, but for `traffic` and `counters`, which only read.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import struct
+import time
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from agent.core.conntrack import Lifetimes, expired
+from agent.core.delta import Delta, MapDelta, PolicyDelta
+from agent.kernel import bpf, bpffs, clsact
+from agent.kernel.links import Attacher, Hook, Outcome, attacher
+from agent.kernel.loader import Loader, ProgramSpec
+from agent.kernel.maps import PinnedMap
+from agent.kernel.rtnl import RtnlSocket
+from agent.kernel.testrun import SkbContext, TestRun, prog_test_run
+from bpf import maps
+from bpf.layouts import Config, CtEntry, CtKey, NumberKey, PolicyKey, Traffic
+
+FROM_POD: Final = "from_pod"
+TO_POD: Final = "to_pod"
+FROM_UPLINK: Final = "from_uplink"
+PROGRAMS: Final = (FROM_POD, TO_POD, FROM_UPLINK)
+
+AGENT_MAPS: Final = ("numbers", "peers", "endpoints", "addresses", "devices")
+"""Small maps whose contents the agent alone decides, in the order in which they are written."""
+
+_U64 = struct.Struct("=Q")
+
+
+class Datapath:
+    """Open it with `open`, then `load`; `close` leaves everything in force."""
+
+    def __init__(self, bpffs_dir: Path, work_dir: Path, sizes: Mapping[str, int]) -> None:
+        self._root = bpffs_dir
+        self._loader = Loader(work_dir)
+        self._specs = maps.specs(sizes)
+        self._maps: dict[str, PinnedMap[Any, Any]] = {}
+        self._programs: dict[str, int] = {}
+        self._attacher: Attacher = attacher(bpffs_dir / "links")
+        self._probe = (0, 0)
+        self.trace = True
+
+    # ---- life ------------------------------------------------------------------------------------
+
+    def open(self) -> None:
+        """Open or make all maps. Raises BpffsError, MapMismatch, BpfError."""
+        bpffs.ensure(self._root)
+        folder = self._root / "maps"
+        for name, spec in self._specs.items():
+            self._maps[name] = PinnedMap.open_or_create(spec, folder)
+
+    def load(self, trace: bool) -> None:
+        """Compile where needed, and load all programs. Raises LoadError; nothing is attached yet."""
+        self._programs = self._loader.load(
+            [ProgramSpec(name) for name in PROGRAMS],
+            {},
+            {name: one.fd for name, one in self._maps.items() if name != "numbers"},
+        )
+        present = self._maps["config"].lookup(0)
+        mark = present.probe_mark if present and present.probe_mark else secrets.randbits(32) | 1
+        priority = present.probe_priority if present else 0
+        wanted = Config(mark, priority or secrets.randbits(32) | 1, int(trace))
+        if present != wanted:
+            self._maps["config"].update(0, wanted)
+        self._probe = (wanted.probe_mark, wanted.probe_priority)
+
+    def close(self) -> None:
+        """Give descriptors back. Programs and maps stay, held by their pins."""
+        for fd in self._programs.values():
+            os.close(fd)
+        self._programs = {}
+        for one in self._maps.values():
+            one.close()
+        self._maps = {}
+
+    @property
+    def created(self) -> bool:
+        """Whether this datapath is new: no agent has worked here since the pins were made."""
+        return self._maps["endpoints"].created
+
+    def map(self, name: str) -> PinnedMap[Any, Any]:
+        """One of the maps by its name in bpf.maps."""
+        return self._maps[name]
+
+    def capacity(self, name: str) -> int:
+        """How many entries a map holds."""
+        return self._maps[name].capacity
+
+    def program(self, name: str) -> int:
+        """Descriptor of a loaded program."""
+        return self._programs[name]
+
+    @property
+    def attach_mode(self) -> str:
+        """How programs are attached here: `tcx` or `clsact`."""
+        return "tcx" if type(self._attacher).__name__ == "TcxAttacher" else "clsact"
+
+    # ---- attaching -------------------------------------------------------------------------------
+
+    def attach_endpoint(self, endpoint: int, ifindex: int) -> None:
+        """Both programs at a pod's host-side device, each replacing an older one in one step.
+
+        By clsact and not by TCX links: the device is ours alone, so nobody else attaches to it or
+        clears it; the filters go with it; and a link costs a grace period of 12 ms, twice, which
+        ADD would wait for (see clsact.py). Raises RtnlError.
+        """
+        with RtnlSocket() as netlink:
+            clsact.attach(netlink, ifindex, self._programs[FROM_POD], self._programs[TO_POD])
+
+    def attached(self, ifindex: int) -> bool:
+        """Whether this agent's programs are the ones at a pod's device."""
+        ours = tuple(bpf.program_info(self._programs[name]).id for name in (FROM_POD, TO_POD))
+        with RtnlSocket() as netlink:
+            return clsact.attached(netlink, ifindex) == ours
+
+    def attach_uplink(self, device: str, ifindex: int) -> Outcome:
+        """The uplink program at a device of the node. Raises LinkError."""
+        return self._attacher.attach(
+            self._programs[FROM_UPLINK], ifindex, Hook.INGRESS, uplink_name(device)
+        )
+
+    def detach_uplink(self, device: str, ifindex: int) -> None:
+        """Undo `attach_uplink`."""
+        self._attacher.detach(ifindex, Hook.INGRESS, uplink_name(device))
+
+    def foreign_uplinks(self, devices: Collection[str]) -> list[str]:
+        """Detach the uplink program from all devices but these; gives the names of attachments."""
+        wanted = {uplink_name(device) for device in devices}
+        folder = self._root / "links"
+        gone = []
+        for pin in sorted(folder.iterdir()) if folder.is_dir() else ():
+            if pin.name.startswith("uplink-") and pin.name not in wanted:
+                self._attacher.detach(0, Hook.INGRESS, pin.name)
+                gone.append(pin.name)
+        return gone
+
+    def prune_links(self) -> list[str]:
+        """Forget attachments whose devices are gone; gives their names."""
+        return self._attacher.prune()
+
+    # ---- changing --------------------------------------------------------------------------------
+
+    def apply(self, delta: Delta) -> int:
+        """Write a transaction in its order; gives the epoch in force after it.
+
+        Raises MapFull, BpfError. What was written before a failure is harmless: nothing refers to
+        it until the later steps, and the next comparison finds it.
+        """
+        self._write("numbers", delta.numbers)
+        self._write_policy(delta.policy)
+        self._write("peers", delta.peers)
+        # A pod that goes is cut off before its policy goes; one that comes is let in last.
+        if delta.devices.deletes or delta.addresses.deletes:
+            self._delete("addresses", delta.addresses)
+            self._delete("devices", delta.devices)
+        self._write("endpoints", delta.endpoints)
+        self._write("addresses", MapDelta(delta.addresses.upserts))
+        self._write("devices", MapDelta(delta.devices.upserts))
+        if delta.verdicts:
+            return self.bump_epoch()
+        return self.epoch()
+
+    def epoch(self) -> int:
+        """The policy epoch in force."""
+        return self._maps["epoch"].lookup(0) or 0
+
+    def bump_epoch(self) -> int:
+        """Make every cached verdict be looked up again; gives the new epoch."""
+        epoch = self.epoch() + 1
+        self._maps["epoch"].update(0, epoch)
+        return epoch
+
+    def raw(self, name: str) -> dict[bytes, bytes]:
+        """A map's contents, packed."""
+        return self._maps[name].raw_items()
+
+    def numbers(self) -> list[tuple[NumberKey, bytes]]:
+        """What the numbers in the kernel mean."""
+        return list(self._maps["numbers"].items())
+
+    def policy_records(self) -> tuple[bytes, bytes]:
+        """All keys and values of the policy map, packed, in the same order, each key once."""
+        keys, values = bytearray(), bytearray()
+        for some_keys, some_values in self._maps["policy"].chunks():
+            keys += some_keys
+            values += some_values
+        return bytes(keys), bytes(values)
+
+    def _write(self, name: str, delta: MapDelta) -> None:
+        if delta.upserts:
+            self._maps[name].update_packed(
+                b"".join(delta.upserts), b"".join(delta.upserts.values())
+            )
+        self._delete(name, delta)
+
+    def _delete(self, name: str, delta: MapDelta) -> None:
+        if delta.deletes:
+            self._maps[name].delete_packed(b"".join(delta.deletes))
+            delta.deletes.clear()
+
+    def _write_policy(self, delta: PolicyDelta) -> None:
+        if delta.keys:
+            self._maps["policy"].update_packed(bytes(delta.keys), bytes(delta.values))
+        if delta.deletes:
+            self._maps["policy"].delete_packed(bytes(delta.deletes))
+
+    # ---- connection tracking ---------------------------------------------------------------------
+
+    def collect_connections(
+        self, endpoints: Collection[int], lifetimes: Lifetimes
+    ) -> tuple[int, int]:
+        """Remove entries that have ended; gives how many were there and how many were removed."""
+        import numpy as np
+
+        seen = removed = 0
+        for name in ("ct", "ct_overflow"):
+            one = self._maps[name]
+            dead: list[bytes] = []
+            for raw_keys, raw_values in one.chunks():
+                keys = np.frombuffer(raw_keys, dtype=CtKey.DTYPE)
+                values = np.frombuffer(raw_values, dtype=CtEntry.DTYPE)
+                seen += len(keys)
+                # CLOCK_MONOTONIC_COARSE, as the programs read it, never runs ahead of this.
+                mask = expired(keys, values, time.monotonic_ns(), endpoints, lifetimes)
+                if mask.any():
+                    dead.append(keys[mask].tobytes())
+            for batch in dead:
+                removed += one.delete_packed(batch)
+        return seen, removed
+
+    # ---- reading, from any thread ----------------------------------------------------------------
+
+    def traffic(self) -> Sequence[tuple[int, int]]:
+        """(packets, bytes), summed over CPUs, by direction * 256 + drop reason."""
+        found = [(0, 0)] * self._maps["metrics"].capacity
+        for index, per_cpu in self._maps["metrics"].items_cpus():
+            found[index] = _total(per_cpu)
+        return found
+
+    def counters(self) -> Sequence[int]:
+        """Summed over CPUs, by enum counter."""
+        found = [0] * self._maps["counters"].capacity
+        for index, per_cpu in self._maps["counters"].items_cpus():
+            found[index] = sum(per_cpu)
+        return found
+
+    def probe(
+        self, program: str, packet: bytes, ifindex: int, ingress_ifindex: int = 0
+    ) -> TestRun:
+        """Ask a loaded program for its verdict on a packet, without leaving a trace.
+
+        The answer is in the context's cb (enum probe_answer). Raises BpfError.
+        """
+        mark, priority = self._probe
+        context = SkbContext(
+            mark=mark, priority=priority, ifindex=ifindex, ingress_ifindex=ingress_ifindex
+        )
+        return prog_test_run(self._programs[program], packet, context)
+
+    # ---- removing --------------------------------------------------------------------------------
+
+    @staticmethod
+    def remove(bpffs_dir: Path) -> list[str]:
+        """Detach everything and remove every pin below the folder; gives what was removed."""
+        removed: list[str] = []
+        links = bpffs_dir / "links"
+        maps_dir = bpffs_dir / "maps"
+        for folder in (links, maps_dir):
+            if not folder.is_dir():
+                continue
+            for pin in sorted(folder.iterdir()):
+                # The last reference to a link detaches it.
+                pin.unlink(missing_ok=True)
+                removed.append(str(pin))
+            folder.rmdir()
+        with contextlib.suppress(OSError):
+            bpffs_dir.rmdir()
+        return removed
+
+
+def uplink_name(device: str) -> str:
+    """Name of an uplink's attachment; pins may not hold every character that devices may."""
+    safe = "".join(c if c.isalnum() or c == "-" else f"_{ord(c):02x}" for c in device)
+    return f"uplink-{safe}-ingress"
+
+
+def _total(per_cpu: Sequence[Traffic]) -> tuple[int, int]:
+    return sum(one.packets for one in per_cpu), sum(one.bytes for one in per_cpu)
+
+
+__all__ = ["AGENT_MAPS", "Datapath", "PolicyKey", "uplink_name"]
