@@ -54,7 +54,9 @@ def expired(
     closing = ((flags & both) == both) | ((flags & CtFlag.CT_RST) != 0)
     limit = np.where(answered, lifetimes.answered, lifetimes.unanswered)
     tcp = protocol == TCP
-    limit = np.where(tcp, np.where(answered, lifetimes.tcp_established, lifetimes.tcp_opening), limit)
+    limit = np.where(
+        tcp, np.where(answered, lifetimes.tcp_established, lifetimes.tcp_opening), limit
+    )
     limit = np.where(tcp & closing, lifetimes.tcp_closing, limit)
     limit = np.where(protocol == SCTP, lifetimes.sctp, limit)
     limit = np.where((protocol == ICMP) | (protocol == ICMP6), lifetimes.icmp, limit)

@@ -14,7 +14,7 @@ packet may still be on its way through it, and then deleted.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
@@ -66,7 +66,9 @@ class Desired:
         self.numbers = numbers
         self.repository = PolicyRepository()
         self.compiler = PolicyCompiler()
-        self.ipcache = IPCache(identities.acquire, lambda number: identities.release(number, self._now))
+        self.ipcache = IPCache(
+            identities.acquire, lambda number: identities.release(number, self._now)
+        )
         self.addresses = AddressBook(identities, self.ipcache, label_filter)
         self.packer = ColumnPacker(numbers)
         self.tables: dict[int, EndpointTables] = {}
@@ -325,7 +327,9 @@ class Desired:
     def _peer(self, prefix: Prefix, one: PeerClass) -> tuple[bytes, bytes]:
         return _peer_key(prefix), Peer(self._class_numbers[one], one.identity).pack()
 
-    def _unwrite(self, delta: PolicyDelta, table: int, peer_class: int, column: Iterable[object]) -> None:
+    def _unwrite(
+        self, delta: PolicyDelta, table: int, peer_class: int, column: Iterable[object]
+    ) -> None:
         self.entries -= self.packer.pack_deletes(delta, table, peer_class, column)  # type: ignore[arg-type]
 
 
@@ -358,6 +362,3 @@ def _local_addresses(endpoint: Endpoint) -> list[tuple[bytes, bytes]]:
 def _node_address(address: str) -> tuple[bytes, bytes]:
     local = LocalAddress(0, 0, bytes(6), bytes(6), LocalKind.LOCAL_NODE)
     return address_bytes(address), local.pack()
-
-
-__all__ = ["Desired", "EndpointTables", "Mapping", "RETIRE_SECONDS"]

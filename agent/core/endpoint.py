@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import Final
 
-MAX_ENDPOINT_ID: Final = 65535
-"""Endpoint ids are 1 to this; 0 means none in every structure of the programs."""
+MAX_ENDPOINT_ID: Final = 0x7FFFFFEF
+"""Endpoint ids are 1 to this: 0 means none, and the numbers above are origins (layout.h)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -107,8 +107,9 @@ class Store:
                 self.rejections.pop((source, origin), None)
             case SourceSynced(source=source):
                 self.sources[source] = SourceState(synced=True)
-            case SourceStale(source=source, reason=reason) | SourceFailed(
-                source=source, reason=reason
+            case (
+                SourceStale(source=source, reason=reason)
+                | SourceFailed(source=source, reason=reason)
             ):
                 synced = self.sources.get(source, SourceState()).synced
                 self.sources[source] = SourceState(synced, healthy=False, detail=reason)

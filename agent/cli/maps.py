@@ -1,0 +1,246 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rows of the pinned maps, for listings and bug reports; needs no agent.
+
+Numbers are named where an agent answers; otherwise they stay numbers.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from ipaddress import IPv6Address
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from agent.core.flow import RESERVED_IDENTITY_NAMES, RESERVED_RULE_NAMES, protocol_name
+
+if TYPE_CHECKING:
+    from agent.kernel.maps import PinnedMap
+    from bpf.layouts import CtEntry, CtKey
+    from bpf.maps import MapSpec
+
+Row = dict[str, Any]
+_MAPPED_BITS = 96
+
+
+@dataclass(frozen=True, slots=True)
+class MapNames:
+    """Words for numbers; a number without one is shown as itself."""
+
+    rules: Mapping[int, str] = field(default_factory=dict)
+    tables: Mapping[int, str] = field(default_factory=dict)
+    classes: Mapping[int, str] = field(default_factory=dict)
+    endpoints: Mapping[int, str] = field(default_factory=dict)
+    identities: Mapping[int, str] = field(default_factory=dict)
+
+    def rule(self, number: int) -> str:
+        """The policy, or the reserved decision."""
+        return RESERVED_RULE_NAMES.get(number) or self.rules.get(number, f"rule {number}")
+
+    def identity(self, number: int) -> str:
+        """Labels, or the reserved name."""
+        return RESERVED_IDENTITY_NAMES.get(number) or self.identities.get(number, "")
+
+
+def ask_names(run_dir: Path) -> MapNames:
+    """The agent's names, or none when no agent answers quickly."""
+    from agent.cli.client import AgentRefused, NoAgent, connect
+
+    try:
+        with connect(run_dir) as agent:
+            from api.agent_pb2 import NumbersRequest
+
+            answer = agent.Numbers(NumbersRequest(), timeout=2.0)
+    except (NoAgent, AgentRefused):
+        return MapNames()
+    return MapNames(
+        *(
+            {item.number: item.text for item in items}
+            for items in (
+                answer.rules,
+                answer.tables,
+                answer.classes,
+                answer.endpoints,
+                answer.identities,
+            )
+        )
+    )
+
+
+def open_map(spec: MapSpec[Any, Any], bpffs_dir: Path) -> PinnedMap[Any, Any]:
+    """The pinned map, whatever size it was configured to. Raises click.ClickException."""
+    from agent.kernel import bpf
+    from agent.kernel.maps import MapError, PinnedMap
+    from agent.kernel.syscall import BpfError
+
+    folder = bpffs_dir / "maps"
+    path = folder / spec.pin_name
+    try:
+        descriptor = bpf.object_get(path)
+        try:
+            size = bpf.map_info(descriptor).max_entries
+        finally:
+            os.close(descriptor)
+        return PinnedMap.open(spec.resized(size), folder)
+    except (BpfError, MapError, ValueError) as error:
+        raise click.ClickException(
+            f"cannot read map {path}: {error}; are you root, does bristle run here, "
+            "and is --bpffs-dir right?"
+        ) from None
+
+
+def policy_rows(bpffs_dir: Path, names: MapNames) -> Iterator[Row]:
+    """The verdicts, by table, peer class, protocol and port."""
+    from bpf.layouts import PolicyAction, PolicyLevel
+    from bpf.maps import POLICY
+
+    with open_map(POLICY, bpffs_dir) as policy:
+        items = sorted(
+            policy.items(),
+            key=lambda i: (i[0].table, i[0].peer_class, i[0].protocol, i[0].port, i[0].level),
+        )
+    for key, value in items:
+        any_protocol = key.level == PolicyLevel.LEVEL_ANY_PROTOCOL
+        bits = 0 if any_protocol else key.level
+        yield {
+            "table": key.table,
+            "table_name": names.tables.get(key.table, ""),
+            "peer_class": key.peer_class,
+            "peer": names.classes.get(key.peer_class, ""),
+            "protocol": "any" if any_protocol else protocol_name(key.protocol),
+            "first_port": key.port,
+            "last_port": key.port | (0xFFFF >> bits if bits < 16 else 0),
+            "level": key.level,
+            "action": "allow" if value.action == PolicyAction.ACTION_ALLOW else "deny",
+            "rule": value.rule,
+            "rule_name": names.rule(value.rule),
+        }
+
+
+def ipcache_rows(bpffs_dir: Path, names: MapNames) -> Iterator[Row]:
+    """Which peer class and identity each address prefix has."""
+    from bpf.maps import PEERS
+
+    with open_map(PEERS, bpffs_dir) as peers:
+        items = sorted(peers.items(), key=lambda i: (i[0].address, i[0].prefix_length))
+    for key, value in items:
+        yield {
+            "prefix": prefix_text(key.address, key.prefix_length),
+            "identity": value.identity,
+            "identity_name": names.identity(value.identity),
+            "peer_class": value.peer_class,
+            "peer": names.classes.get(value.peer_class, ""),
+        }
+
+
+def ct_rows(bpffs_dir: Path, names: MapNames) -> Iterator[Row]:
+    """Connections, with those in the overflow table. `idle_seconds` counts in whole seconds."""
+    import time
+
+    from bpf.maps import CT, CT_OVERFLOW
+
+    now = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
+    for spec, overflow in ((CT, False), (CT_OVERFLOW, True)):
+        with open_map(spec, bpffs_dir) as table:
+            for key, entry in table.items():
+                yield _ct_row(key, entry, names, now, overflow)
+
+
+def _ct_row(key: CtKey, entry: CtEntry, names: MapNames, now: int, overflow: bool) -> Row:
+    from bpf.layouts import CtFlag
+
+    packets, size = list(entry.packets), list(entry.bytes)
+    return {
+        "endpoint": key.endpoint,
+        "endpoint_name": names.endpoints.get(key.endpoint, ""),
+        "direction": "ingress" if entry.flags & CtFlag.CT_INGRESS else "egress",
+        "protocol": protocol_name(key.protocol),
+        "local": address_text(key.local),
+        "local_port": _host_order(key.local_port),
+        "remote": address_text(key.remote),
+        "remote_port": _host_order(key.remote_port),
+        "flags": [f.name.removeprefix("CT_").lower() for f in CtFlag if entry.flags & f],
+        "packets": packets[0],
+        "packets_reply": packets[1],
+        "bytes": size[0],
+        "bytes_reply": size[1],
+        "rule": entry.rule,
+        "rule_name": names.rule(entry.rule),
+        "idle_seconds": max(now - entry.seen, 0) // 1_000_000_000,
+        "overflow": overflow,
+    }
+
+
+def endpoint_rows(bpffs_dir: Path, names: MapNames) -> Iterator[Row]:
+    """The policy in force per endpoint, and the addresses that lead to it."""
+    from bpf.layouts import EndpointFlag
+    from bpf.maps import ADDRESSES, ENDPOINTS
+
+    addresses: dict[int, list[str]] = {}
+    interfaces: dict[int, int] = {}
+    with open_map(ADDRESSES, bpffs_dir) as table:
+        for key, value in sorted(table.items(), key=lambda item: item[0]):
+            addresses.setdefault(value.endpoint, []).append(address_text(key))
+            interfaces[value.endpoint] = value.ifindex
+    with open_map(ENDPOINTS, bpffs_dir) as endpoints:
+        items = sorted(endpoints.items())
+    for number, value in items:
+        yield {
+            "endpoint": number,
+            "endpoint_name": names.endpoints.get(number, ""),
+            "identity": value.identity,
+            "identity_name": names.identity(value.identity),
+            "addresses": addresses.get(number, []),
+            "ifindex": interfaces.get(number, 0),
+            "ingress_enforced": bool(value.flags & EndpointFlag.ENDPOINT_INGRESS_ENFORCED),
+            "ingress_table": value.ingress_table,
+            "egress_enforced": bool(value.flags & EndpointFlag.ENDPOINT_EGRESS_ENFORCED),
+            "egress_table": value.egress_table,
+        }
+
+
+def metrics_rows(bpffs_dir: Path, names: MapNames) -> Iterator[Row]:
+    """Packets and bytes by direction and reason, then the datapath's own counters."""
+    from agent.core.flow import Direction, drop_reason_name
+    from bpf.layouts import Counter
+    from bpf.maps import COUNTERS, METRICS
+
+    with open_map(METRICS, bpffs_dir) as metrics:
+        for index, values in sorted(metrics.items_cpus()):
+            packets = sum(value.packets for value in values)
+            if packets:
+                direction, reason = divmod(index, 256)
+                yield {
+                    "direction": Direction(direction).name.lower(),
+                    "reason": reason,
+                    "reason_text": drop_reason_name(reason) if reason else "forwarded",
+                    "packets": packets,
+                    "bytes": sum(value.bytes for value in values),
+                }
+    with open_map(COUNTERS, bpffs_dir) as counters:
+        for index, values in sorted(counters.items_cpus()):
+            if index in set(Counter) - {Counter.COUNTERS}:
+                name = Counter(index).name.removeprefix("COUNTER_").lower()
+                yield {"counter": name, "value": sum(values)}
+
+
+def address_text(raw: bytes) -> str:
+    """IPv4-mapped addresses as IPv4."""
+    address = IPv6Address(raw)
+    return str(address.ipv4_mapped or address)
+
+
+def prefix_text(raw: bytes, length: int) -> str:
+    """`10.0.0.0/24` or `fd00::/64`; `length` counts in the 128 bits of the mapped form."""
+    if length >= _MAPPED_BITS and IPv6Address(raw).ipv4_mapped is not None:
+        return f"{address_text(raw)}/{length - _MAPPED_BITS}"
+    return f"{IPv6Address(raw)}/{length}"
+
+
+def _host_order(port: int) -> int:
+    import socket
+
+    return socket.ntohs(port)
