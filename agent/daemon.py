@@ -130,7 +130,7 @@ def _run(config: Config, stopping: threading.Event) -> None:
             save_identities=lambda: write_durably(
                 identity_file, json.dumps(identities.snapshot()).encode()
             ),
-            on_change=lambda: None,
+            on_first_sync=lambda: in_force(),
         )
 
         # The pods' network: what is wired already, and how more is wired.
@@ -147,10 +147,17 @@ def _run(config: Config, stopping: threading.Event) -> None:
         protect_blocks(config.pod_cidrs, install=True)
         monitor = NetworkMonitor(lambda event: _on_network(loop, event))
         store.set_node_addresses(str(one) for one in node_addresses())
-        endpoints.reattach()
-        for device, ifindex in uplinks.items():
-            datapath.attach_uplink(device, ifindex)
-        _detach_former_uplinks(datapath, config)
+
+        def attach() -> None:
+            endpoints.reattach()
+            for device, ifindex in uplinks.items():
+                datapath.attach_uplink(device, ifindex)
+
+        def in_force() -> None:
+            # The maps hold what they must: until now a former agent's programs and maps were in
+            # force, and they go without a gap.
+            datapath.take_over(attach)
+            _detach_former_uplinks(datapath, config)
 
         # Everything runs; the socket for CNI comes last, so that nothing is asked too early.
         view = View(config, loop, pool, hub)

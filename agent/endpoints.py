@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Interface, IPv6Network
 from typing import Final
 
-from agent.core.endpoint import Endpoint
+from agent.core.endpoint import MAX_ENDPOINT_ID, Endpoint
 from agent.core.ipam import AddressConflict, AddressPool, PoolExhausted
 from agent.kernel.endpoint_store import EndpointRecord, EndpointStore
 from agent.kernel.links import LinkError
@@ -29,7 +29,6 @@ from agent.kernel.podnet import (
     Wiring,
     WiringError,
     WiringRequest,
-    device_name,
     new_endpoint_id,
 )
 from agent.kernel.rtnl import RtnlError
@@ -130,7 +129,9 @@ class EndpointManager:
                     self._status()
                     return success(request)
         except (LoopStopped, TimeoutError) as error:
-            raise CniError(ErrorCode.TRY_AGAIN_LATER, f"the agent is busy or ending: {error}") from error
+            raise CniError(
+                ErrorCode.TRY_AGAIN_LATER, f"the agent is busy or ending: {error}"
+            ) from error
         except StateFileError as error:
             raise CniError(ErrorCode.IO_FAILURE, str(error)) from error
 
@@ -146,7 +147,12 @@ class EndpointManager:
             wiring = self._network.add(
                 netns_fd,
                 WiringRequest(
-                    place.endpoint, owner, request.ifname, self._mtu, place.ipv4, place.ipv6  # type: ignore[arg-type]
+                    place.endpoint,
+                    owner,
+                    request.ifname,
+                    self._mtu,
+                    place.ipv4,
+                    place.ipv6,  # type: ignore[arg-type]
                 ),
             )
             record = self._record_of(request, place, wiring)
@@ -177,13 +183,20 @@ class EndpointManager:
                 ErrorCode.CAPACITY_EXCEEDED,
                 f"this node holds {len(store.endpoints)} pods, as many as bpf.endpoints_max allows",
             )
-        endpoint = new_endpoint_id(store.endpoints.keys() | self._reserved.keys())
+        endpoint = self._new_id()
         try:
             held = self._pool.allocate(owner)
         except PoolExhausted as error:
             raise CniError(ErrorCode.ADDRESSES_EXHAUSTED, str(error)) from error
         self._reserved[endpoint] = owner
         return _Place(endpoint, held.ipv4, held.ipv6)
+
+    def _new_id(self) -> int:
+        """An id that no endpoint has, and that is no reserved origin (enum origin)."""
+        taken = self._loop.store.endpoints.keys() | self._reserved.keys()
+        while (endpoint := new_endpoint_id(taken)) > MAX_ENDPOINT_ID:
+            pass
+        return endpoint
 
     def _publish(self, record: EndpointRecord) -> None:
         """In the loop: the endpoint exists; its policy is in force when the call returns."""
@@ -216,7 +229,9 @@ class EndpointManager:
         try:
             self._network.delete(record.host_name)
         except (WiringError, RtnlError) as error:
-            raise CniError(ErrorCode.TRY_AGAIN_LATER, f"delete {record.host_name}: {error}") from error
+            raise CniError(
+                ErrorCode.TRY_AGAIN_LATER, f"delete {record.host_name}: {error}"
+            ) from error
         # Only now may the address be given to another: nothing answers for it any more.
         self._loop.call(lambda: self._forget(record))
         log.info("deleted %s, endpoint %s", record.owner, record.endpoint)
@@ -233,9 +248,7 @@ class EndpointManager:
         self._pool.release(record.owner)
 
     def _check(self, request: Request, netns_fd: int) -> Reply:
-        record = self._loop.call(
-            lambda: self._records.find(request.container_id, request.ifname)
-        )
+        record = self._loop.call(lambda: self._records.find(request.container_id, request.ifname))
         if record is None:
             raise CniError(
                 ErrorCode.UNKNOWN_CONTAINER,
@@ -270,11 +283,13 @@ class EndpointManager:
         failures = []
         threads = []
         for record in self._loop.call(stale):
+
             def remove(one: EndpointRecord = record) -> None:
                 try:
                     self._delete(one.container_id, one.ifname)
                 except Exception as error:
                     failures.append(f"{one.owner}: {error}")
+
             thread = threading.Thread(target=remove, daemon=True)
             thread.start()  # deletions that wait together share one grace period
             threads.append(thread)
@@ -366,6 +381,3 @@ def _as_cni(error: BaseException) -> BaseException:
             return CniError(ErrorCode.IO_FAILURE, str(error))
         case _:
             return error
-
-
-__all__ = ["EndpointManager", "device_name"]

@@ -73,7 +73,7 @@ class Loop:
         *,
         identity_gc: float,
         save_identities: Callable[[], None],
-        on_change: Callable[[], None],
+        on_first_sync: Callable[[], None],
         lifetimes: Lifetimes | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -90,7 +90,7 @@ class Loop:
         self._identity_gc = identity_gc
         self._save_identities = save_identities
         self._saved_revision = -1
-        self._on_change = on_change
+        self._on_first_sync = on_first_sync
         self._lifetimes = lifetimes or Lifetimes()
         self._clock = clock
         self._queue: queue.SimpleQueue[Event | _Call[Any] | None] = queue.SimpleQueue()
@@ -186,6 +186,7 @@ class Loop:
             delta = self._compute(changes)
             if first:
                 self.sync_whole(delete=False)
+                self._on_first_sync()
                 self._full_sync_due = self._clock() + RETIRE_SECONDS
             elif delta:
                 self.datapath.apply(delta)
@@ -201,9 +202,12 @@ class Loop:
         self.counters.transactions += 1
         if self.desired.retiring and self._delete_at is None:
             self._delete_at = self._clock() + RETIRE_SECONDS
-        self._on_change()
         if first:
-            log.info("in force: %d endpoints, %d policies", len(self.store.endpoints), len(self.store.policies))
+            log.info(
+                "in force: %d endpoints, %d policies",
+                len(self.store.endpoints),
+                len(self.store.policies),
+            )
             self.synced.set()
         return None
 
@@ -236,9 +240,7 @@ class Loop:
                 " needed: raise bpf.policy_max, or let the policy's selectors match fewer pods"
             )
             log.error("%s is not put in force: %s", key, self.refused[key])
-            self.store.apply(
-                PolicyUpserted("", former) if former else PolicyRemoved("", key)
-            )
+            self.store.apply(PolicyUpserted("", former) if former else PolicyRemoved("", key))
             self.desired.update(self.store, self.store.take_changes(), self._clock())
             self.desired.retire(float("inf"))
             if self.desired.entries <= capacity:
@@ -256,7 +258,11 @@ class Loop:
         wanted_policy = desired.policy_records()
         delta.numbers.upserts.update(desired.numbers.take_fresh())
         delta.policy = record_differences(
-            bytes(wanted_policy.keys), bytes(wanted_policy.values), *datapath.policy_records(), 12, 8
+            bytes(wanted_policy.keys),
+            bytes(wanted_policy.values),
+            *datapath.policy_records(),
+            12,
+            8,
         )
         wanted = {
             "peers": desired.peer_writes(),
@@ -318,7 +324,9 @@ class Loop:
         self._full_sync_due = self._clock() + max(RESYNC_SECONDS, took * _QUIET_SHARE)
         if repaired:
             self.counters.repaired += repaired
-            log.warning("%d entries of the kernel's maps were not as they should be; repaired", repaired)
+            log.warning(
+                "%d entries of the kernel's maps were not as they should be; repaired", repaired
+            )
 
     def _collect_connections(self, now: float) -> None:
         seen, removed = self.datapath.collect_connections(

@@ -3,7 +3,7 @@
 
 Everything is pinned below one folder, so it works on without the agent, and a new agent finds it:
 
-    maps/<name>_v<version>     links/uplink-<device>-ingress
+    maps/<name>_v<version>     programs/<name>-<digest>     links/uplink-<device>-ingress
 
 Called by the loop's thread alone, but for `traffic` and `counters`, which only read.
 """
@@ -15,13 +15,14 @@ import os
 import secrets
 import struct
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 from agent.core.conntrack import Lifetimes, expired
 from agent.core.delta import Delta, MapDelta, PolicyDelta
 from agent.kernel import bpf, bpffs, clsact
+from agent.kernel.former import Former
 from agent.kernel.links import Attacher, Hook, Outcome, attacher
 from agent.kernel.loader import Loader, ProgramSpec
 from agent.kernel.maps import PinnedMap
@@ -51,25 +52,26 @@ class Datapath:
         self._maps: dict[str, PinnedMap[Any, Any]] = {}
         self._programs: dict[str, int] = {}
         self._attacher: Attacher = attacher(bpffs_dir / "links")
+        self._former = Former({})
         self._probe = (0, 0)
-        self.trace = True
 
     # ---- life ------------------------------------------------------------------------------------
 
     def open(self) -> None:
-        """Open or make all maps. Raises BpffsError, MapMismatch, BpfError."""
+        """Open or make all maps. Raises BpffsError, BpfError.
+
+        A map of another layout or size that is pinned in place of ours is set aside: the programs
+        that use it go on with it until `take_over`.
+        """
         bpffs.ensure(self._root)
         folder = self._root / "maps"
+        self._former = Former.set_aside(folder, self._specs)
         for name, spec in self._specs.items():
             self._maps[name] = PinnedMap.open_or_create(spec, folder)
+        self._former.carry_over(self._maps)
 
     def load(self, trace: bool) -> None:
         """Compile where needed, and load all programs. Raises LoadError; nothing is attached yet."""
-        self._programs = self._loader.load(
-            [ProgramSpec(name) for name in PROGRAMS],
-            {},
-            {name: one.fd for name, one in self._maps.items() if name != "numbers"},
-        )
         present = self._maps["config"].lookup(0)
         mark = present.probe_mark if present and present.probe_mark else secrets.randbits(32) | 1
         priority = present.probe_priority if present else 0
@@ -77,6 +79,37 @@ class Datapath:
         if present != wanted:
             self._maps["config"].update(0, wanted)
         self._probe = (wanted.probe_mark, wanted.probe_priority)
+        self._programs = self._load({}, {})
+
+    def take_over(self, attach: Callable[[], None]) -> None:
+        """Put this agent's programs in place of a former one's, without a gap: `attach` attaches
+        them everywhere, and may be called more than once. The maps are in force already.
+
+        While devices change over one by one, the two agents' programs must know the same
+        connections; where the former ones' table is another, see bpf/lib/ct_previous.h.
+        """
+        former = self._former.connections()
+        if former is not None:
+            self._former.copy_connections(self._maps)
+            plain = self._programs
+            defines = {
+                "CT_PREVIOUS_BYTES": former.spec.value.SIZE,
+                "CT_COMMON_BYTES": min(former.spec.value.SIZE, self._maps["ct"].spec.value.SIZE),
+            }
+            self._programs = self._load(defines, {"ct_previous": former.fd})
+            attach()
+            self._former.copy_connections(self._maps)
+            passing, self._programs = self._programs, plain
+            for fd in passing.values():
+                os.close(fd)
+        attach()
+        self._former.forget()
+
+    def _load(self, defines: Mapping[str, int], more: Mapping[str, int]) -> dict[str, int]:
+        shared = {name: one.fd for name, one in self._maps.items() if name != "numbers"}
+        pins = None if more else self._root / "programs"
+        specs = [ProgramSpec(name) for name in PROGRAMS]
+        return self._loader.load(specs, defines, {**shared, **more}, pins)
 
     def close(self) -> None:
         """Give descriptors back. Programs and maps stay, held by their pins."""
@@ -86,6 +119,7 @@ class Datapath:
         for one in self._maps.values():
             one.close()
         self._maps = {}
+        self._former.close()
 
     @property
     def created(self) -> bool:
@@ -258,9 +292,7 @@ class Datapath:
             found[index] = sum(per_cpu)
         return found
 
-    def probe(
-        self, program: str, packet: bytes, ifindex: int, ingress_ifindex: int = 0
-    ) -> TestRun:
+    def probe(self, program: str, packet: bytes, ifindex: int, ingress_ifindex: int = 0) -> TestRun:
         """Ask a loaded program for its verdict on a packet, without leaving a trace.
 
         The answer is in the context's cb (enum probe_answer). Raises BpfError.
@@ -278,8 +310,7 @@ class Datapath:
         """Detach everything and remove every pin below the folder; gives what was removed."""
         removed: list[str] = []
         links = bpffs_dir / "links"
-        maps_dir = bpffs_dir / "maps"
-        for folder in (links, maps_dir):
+        for folder in (links, bpffs_dir / "programs", bpffs_dir / "maps"):
             if not folder.is_dir():
                 continue
             for pin in sorted(folder.iterdir()):

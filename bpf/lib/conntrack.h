@@ -4,6 +4,7 @@
  * recorded for a packet which the other side's policy then drops.
  */
 #pragma once
+#include "lib/ct_previous.h"
 #include "lib/packet.h"
 #include "lib/policy.h"
 #include "lib/telemetry.h"
@@ -20,13 +21,16 @@ struct passage {
 	__u8 fresh; /* commit makes the entry, or makes it anew */
 	__u8 decided; /* the verdict was looked up, not remembered */
 	__u8 related; /* an ICMP error about a known connection */
+	struct ct_previous_value mirror;
 };
 
 INLINE struct ct_entry *ct_find(struct ct_key *key)
 {
 	struct ct_entry *entry = bpf_map_lookup_elem(MAP(CT_FD), key);
 
-	return entry ? entry : bpf_map_lookup_elem(MAP(CT_OVERFLOW_FD), key);
+	if (!entry)
+		entry = bpf_map_lookup_elem(MAP(CT_OVERFLOW_FD), key);
+	return entry ? entry : ct_adopt(key);
 }
 
 /* For the endpoint's own packets (egress) local is the source. */
@@ -258,6 +262,7 @@ INLINE int commit(struct __sk_buff *ctx, const struct packet *p, struct passage 
 
 		new.packets[0] = 1;
 		new.bytes[0] = length;
+		ct_mirror(&s->key, &new, &s->mirror);
 		if (entry) {
 			*entry = new;
 			return 0;
