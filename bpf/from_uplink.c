@@ -5,6 +5,7 @@
  * local pod to it, under its ingress policy. Connections that were opened
  * through the node's stack stay there; everything else is the stack's.
  */
+#include <uapi/linux/if_packet.h>
 #include "lib/deliver.h"
 
 int from_uplink(struct __sk_buff *ctx)
@@ -21,6 +22,8 @@ int from_uplink(struct __sk_buff *ctx)
 
 	if (!scratch)
 		return TC_ACT_SHOT;
+	if (unlikely(CTX_LOAD(ctx, pkt_type) == PACKET_OTHERHOST))
+		return TC_ACT_OK; /* a flooded frame: not for this node */
 	p = &scratch->packet;
 	in = &scratch->in;
 	in->ingress = 1;

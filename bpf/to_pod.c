@@ -15,7 +15,11 @@ INLINE int find_origin(struct __sk_buff *ctx, struct packet *p, struct passage *
 	struct local_address *local;
 	struct device *sender;
 
-	if (!ifindex) {
+	/* When the stack has put an IPv6 datagram together and takes it apart
+	 * again, the new fragments have lost their ingress interface; but only
+	 * what the node itself sends has a socket.
+	 */
+	if (!ifindex && (p->version == 4 || !p->fragment || ctx->sk)) {
 		s->origin = ORIGIN_NODE;
 		return 0;
 	}
