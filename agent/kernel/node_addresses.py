@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The node's own addresses, and word of changes to addresses and devices.
+
+Both are about the network namespace of the thread that calls: the agent's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import select
+import socket
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from agent.kernel import netlink as nl
+from agent.kernel.rtnl import NETLINK_ROUTE, Message, RtnlSocket, messages
+
+RTMGRP_LINK, RTMGRP_IPV4_IFADDR, RTMGRP_IPV6_IFADDR = 0x1, 0x10, 0x100
+_BUFFER = 4 << 20
+"""Bytes of notices that may wait: 110 pods make some 1,000 notices of about 1 KiB each."""
+
+
+def node_addresses() -> frozenset[nl.IPAddress]:
+    """All addresses of the node that others may reach: both families, every device, also `lo`.
+
+    Left out are link-local and host scope (127.0.0.1, ::1), and addresses that failed duplicate
+    detection. Tentative ones count: they will be ours in a second.
+    """
+    with RtnlSocket() as netlink:
+        return frozenset(
+            entry.address for entry in nl.list_addresses(netlink) if _is_reachable(entry)
+        )
+
+
+def _is_reachable(entry: nl.InterfaceAddress) -> bool:
+    return entry.scope < nl.SCOPE_LINK and not entry.flags & nl.IFA_F_DADFAILED
+
+
+@dataclass(frozen=True, slots=True)
+class AddressAdded:
+    """A reachable address came (or was refreshed: say it twice, it means the same)."""
+
+    ifindex: int
+    address: nl.IPAddress
+
+
+@dataclass(frozen=True, slots=True)
+class AddressRemoved:
+    """A reachable address went from a device. Another device may have it still."""
+
+    ifindex: int
+    address: nl.IPAddress
+
+
+@dataclass(frozen=True, slots=True)
+class LinkRemoved:
+    """A device is gone from this namespace."""
+
+    ifindex: int
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class NoticesLost:
+    """More happened than the kernel could queue: list everything again."""
+
+
+NetworkEvent = AddressAdded | AddressRemoved | LinkRemoved | NoticesLost
+
+
+class NetworkMonitor:
+    """A thread that reports changes to `emit`, which must be quick and raise nothing.
+
+    Subscribes in the constructor: what changes after that is not missed, so list the addresses
+    after making the monitor.
+    """
+
+    def __init__(self, emit: Callable[[NetworkEvent], None]) -> None:
+        self._emit = emit
+        flags = socket.SOCK_RAW | socket.SOCK_CLOEXEC
+        self._socket = socket.socket(socket.AF_NETLINK, flags, NETLINK_ROUTE)
+        with contextlib.suppress(OSError):
+            force = getattr(socket, "SO_RCVBUFFORCE", 33)
+            self._socket.setsockopt(socket.SOL_SOCKET, force, _BUFFER)
+        self._socket.bind((0, RTMGRP_LINK | RTMGRP_IPV4_IFADDR | RTMGRP_IPV6_IFADDR))
+        self._stop = os.eventfd(0, os.EFD_CLOEXEC)
+        self._thread = threading.Thread(target=self._run, name="network-monitor", daemon=True)
+
+    def start(self) -> None:
+        """Begin to report."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the thread and close what it used. Call once."""
+        os.eventfd_write(self._stop, 1)
+        if self._thread.ident is not None:
+            self._thread.join()
+        self._socket.close()
+        os.close(self._stop)
+
+    def _run(self) -> None:
+        poll = select.poll()
+        poll.register(self._socket, select.POLLIN)
+        poll.register(self._stop, select.POLLIN)
+        while True:
+            ready = dict(poll.poll())
+            if self._stop in ready:
+                return
+            try:
+                data = self._socket.recv(1 << 17)
+            except OSError as error:
+                if error.errno != errno.ENOBUFS:
+                    raise
+                self._emit(NoticesLost())
+                continue
+            for kind, _, _, payload in messages(data):
+                event = _event(Message(kind, payload))
+                if event is not None:
+                    self._emit(event)
+
+
+def _event(message: Message) -> NetworkEvent | None:
+    if message.kind == nl.RTM_DELLINK:
+        if message.payload[0] != nl.AF_UNSPEC:  # it left a bridge; it is still there
+            return None
+        link = nl.read_link(message)
+        return LinkRemoved(link.index, link.name)
+    if message.kind not in (nl.RTM_NEWADDR, nl.RTM_DELADDR):
+        return None
+    entry = nl.read_address(message)
+    if message.kind == nl.RTM_NEWADDR and _is_reachable(entry):
+        return AddressAdded(entry.index, entry.address)
+    if message.kind == nl.RTM_DELADDR and entry.scope < nl.SCOPE_LINK:
+        return AddressRemoved(entry.index, entry.address)
+    return None
