@@ -25,7 +25,7 @@ REST = 10.0
 GRACE = 5.0
 
 
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 @given(st.randoms(use_true_random=False))
 def test_numbers_against_a_model(random: Random) -> None:
     allocator = NumberAllocator(3, 8, rest=REST)
@@ -84,7 +84,7 @@ def labels(n: int, cidr: bool = False) -> LabelSet:
     )
 
 
-@settings(max_examples=200)
+@settings(max_examples=200, deadline=None)
 @given(st.randoms(use_true_random=False))
 def test_identities_against_a_model(random: Random) -> None:
     """Held or within the grace: kept. Two sets never share a number. A restart changes nothing."""

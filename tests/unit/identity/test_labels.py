@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from identity.labels import (
@@ -25,6 +25,7 @@ from identity.reserved import Reserved, reserved_for
 texts = st.text(alphabet="abc=;:/.", max_size=6)
 
 
+@settings(deadline=None)
 @given(st.dictionaries(texts, texts), st.dictionaries(texts, texts))
 def test_canonical_forms_are_equal_exactly_for_equal_sets(
     one: dict[str, str], other: dict[str, str]

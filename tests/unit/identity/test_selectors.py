@@ -48,7 +48,7 @@ def holds(selector: dict[str, Any], having: dict[str, str]) -> bool:
     return True
 
 
-@settings(max_examples=500)
+@settings(max_examples=500, deadline=None)
 @given(selectors, labels)
 def test_matching(selector: dict[str, Any], having: dict[str, str]) -> None:
     parsed = parse_selector(selector, "s")
@@ -59,7 +59,7 @@ def test_matching(selector: dict[str, Any], having: dict[str, str]) -> None:
     )
 
 
-@settings(max_examples=150)
+@settings(max_examples=150, deadline=None)
 @given(st.lists(selectors, max_size=8), st.lists(labels, max_size=8), st.randoms())
 def test_indexes_find_what_matches(
     some: list[dict[str, Any]], sets: list[dict[str, str]], random: Random
