@@ -9,6 +9,8 @@
 #include "lib/deliver.h"
 #include "lib/neighbour.h"
 
+#define TRANSPORT_HEADER 20 /* of TCP; its options are taken from the segment */
+
 /* A reply to a connection that from_uplink handed in: out by the way it came,
  * past the node's connection tracking, which saw none of it. Where the route
  * is not plain (MTU, no neighbour), the stack does it.
@@ -16,18 +18,19 @@
 INLINE int reply_to_uplink(struct __sk_buff *ctx, const struct packet *p)
 {
 	struct bpf_fib_lookup fib = {};
+	__u32 gso = CTX_LOAD(ctx, gso_size);
 	long found;
 
 	fib.ifindex = CTX_LOAD(ctx, ifindex);
 	fib.l4_protocol = p->protocol;
+	/* What will be on the wire is one segment of what is here. */
+	fib.tot_len = p->l4 - p->l3 + (gso ? TRANSPORT_HEADER + gso : p->l4_length);
 	if (p->version == 4) {
 		fib.family = 2; /* AF_INET */
-		fib.tot_len = p->l4 - p->l3 + p->l4_length;
 		fib.ipv4_src = *(__be32 *)(p->source.bytes + 12);
 		fib.ipv4_dst = *(__be32 *)(p->destination.bytes + 12);
 	} else {
 		fib.family = 10; /* AF_INET6 */
-		fib.tot_len = p->l4 - p->l3 + p->l4_length;
 		__builtin_memcpy(fib.ipv6_src, &p->source, 16);
 		__builtin_memcpy(fib.ipv6_dst, &p->destination, 16);
 	}
@@ -46,21 +49,24 @@ int from_pod(struct __sk_buff *ctx)
 	struct report *report;
 	struct packet *p;
 	struct device *device;
-	bool probe = is_probe(ctx);
 	__u64 epoch = current_epoch();
 	__u8 source_mac[6];
 	int reason;
 
 	if (!scratch)
 		return TC_ACT_SHOT;
+	scratch->probe = is_probe(ctx);
+	forget_values();
 	p = &scratch->packet;
 	out = &scratch->out;
 	in = &scratch->in;
 	report = &scratch->report;
 	report->direction = DIRECTION_EGRESS;
 	device = find_device(CTX_LOAD(ctx, ifindex));
-	if (!device)
-		return drop(ctx, p, report, DROP_ENDPOINT_NOT_READY);
+	if (!device) {
+		reason = DROP_ENDPOINT_NOT_READY;
+		goto refuse;
+	}
 	out->endpoint = report->endpoint = device->endpoint;
 	if (bpf_skb_load_bytes(ctx, 6, source_mac, 6) || !same_mac(source_mac, device->mac)) {
 		reason = DROP_INVALID_SOURCE_MAC;
@@ -97,8 +103,13 @@ int from_pod(struct __sk_buff *ctx)
 		reason = DROP_INVALID_SOURCE_IP;
 		goto refuse;
 	}
-	if (unlikely(p->icmp == ICMP_MULTICAST))
+	if (unlikely(p->icmp == ICMP_MULTICAST)) {
+		/* RFC 2710, section 3; RFC 3810, section 5. */
+		reason = DROP_FORBIDDEN_ICMP6;
+		if (p->hop_limit != 1 || !multicast6(&p->destination))
+			goto refuse;
 		return TC_ACT_OK;
+	}
 	if (unlikely(p->icmp == ICMP_NEIGHBOUR)) {
 		reason = handle_neighbour(ctx, p, device);
 		if (reason >= 0)
@@ -110,22 +121,25 @@ int from_pod(struct __sk_buff *ctx)
 		reason = resolve_fragment(ctx, p, 0);
 		if (reason)
 			goto refuse;
+		forget_values();
 	}
 
 	local = find_local(&p->destination);
 	if (local && local->kind != LOCAL_POD)
 		local = NULL;
 	out->flags = local ? 0 : CT_VIA_STACK;
-	reason = check(ctx, p, out, &out_entry, epoch, probe);
-	if (out_entry && out_entry->flags & CT_VIA_STACK)
+	reason = check(ctx, p, out, &out_entry, epoch, &scratch->probe);
+	forget_values();
+	if (out_entry && !out->fresh && out_entry->flags & CT_VIA_STACK)
 		local = NULL;
 	if (!reason && local) {
 		in->ingress = 1;
 		in->endpoint = local->endpoint;
 		in->origin = out->endpoint;
-		reason = check(ctx, p, in, &in_entry, epoch, probe);
+		reason = check(ctx, p, in, &in_entry, epoch, &scratch->probe);
+		forget_values();
 	}
-	if (unlikely(probe))
+	if (unlikely(scratch->probe))
 		return answer_probe(ctx, out, in, reason);
 	report_verdict(ctx, p, out);
 	report_verdict(ctx, p, in);
@@ -146,12 +160,12 @@ int from_pod(struct __sk_buff *ctx)
 		return deliver(ctx, local);
 	}
 	report_new(ctx, p, out, OBSERVE_TO_STACK);
-	if (out->reply && out_entry && !(out_entry->flags & CT_VIA_STACK))
+	if ((out->reply || out->related) && out_entry && !(out_entry->flags & CT_VIA_STACK))
 		return reply_to_uplink(ctx, p);
 	return TC_ACT_OK;
 
 refuse:
-	if (unlikely(probe))
+	if (unlikely(scratch->probe))
 		return answer_probe(ctx, NULL, NULL, reason);
 	return drop(ctx, p, report, reason);
 }

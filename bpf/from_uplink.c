@@ -16,7 +16,6 @@ int from_uplink(struct __sk_buff *ctx)
 	struct report *report;
 	struct passage *in;
 	struct packet *p;
-	bool probe = is_probe(ctx);
 	__u64 epoch = current_epoch();
 	int reason;
 
@@ -24,6 +23,8 @@ int from_uplink(struct __sk_buff *ctx)
 		return TC_ACT_SHOT;
 	if (unlikely(CTX_LOAD(ctx, pkt_type) == PACKET_OTHERHOST))
 		return TC_ACT_OK; /* a flooded frame: not for this node */
+	scratch->probe = is_probe(ctx);
+	forget_values();
 	p = &scratch->packet;
 	in = &scratch->in;
 	in->ingress = 1;
@@ -62,9 +63,10 @@ int from_uplink(struct __sk_buff *ctx)
 		reason = resolve_fragment(ctx, p, 0);
 		if (reason)
 			goto refuse;
+		forget_values();
 	}
-	reason = check(ctx, p, in, &entry, epoch, probe);
-	if (unlikely(probe))
+	reason = check(ctx, p, in, &entry, epoch, &scratch->probe);
+	if (unlikely(scratch->probe))
 		return answer_probe(ctx, NULL, in, reason);
 	/* The stack knows this connection: to_pod judges, counts and reports. */
 	if (entry && entry->flags & CT_VIA_STACK) {
@@ -85,7 +87,7 @@ int from_uplink(struct __sk_buff *ctx)
 	return deliver(ctx, local);
 
 refuse:
-	if (unlikely(probe))
+	if (unlikely(scratch->probe))
 		return answer_probe(ctx, NULL, NULL, reason);
 	return drop(ctx, p, report, reason);
 }

@@ -430,6 +430,7 @@ class CtFlag(IntEnum):
     CT_FIN_ORIGINAL = 8
     CT_FIN_REPLY = 16
     CT_RST = 32
+    CT_DENIED = 64  # the verdict, looked up again, was a denial
 
 
 class Origin(IntEnum):

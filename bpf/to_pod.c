@@ -46,12 +46,13 @@ int to_pod(struct __sk_buff *ctx)
 	struct passage *in;
 	struct packet *p;
 	struct device *device;
-	bool probe = is_probe(ctx);
 	__u64 epoch = current_epoch();
 	int reason;
 
 	if (!scratch)
 		return TC_ACT_SHOT;
+	scratch->probe = is_probe(ctx);
+	forget_values();
 	p = &scratch->packet;
 	in = &scratch->in;
 	in->ingress = 1;
@@ -59,8 +60,10 @@ int to_pod(struct __sk_buff *ctx)
 	report = &scratch->report;
 	report->direction = DIRECTION_INGRESS;
 	device = find_device(CTX_LOAD(ctx, ifindex));
-	if (!device)
-		return drop(ctx, p, report, DROP_ENDPOINT_NOT_READY);
+	if (!device) {
+		reason = DROP_ENDPOINT_NOT_READY;
+		goto refuse;
+	}
 	in->endpoint = report->endpoint = device->endpoint;
 	switch (bpf_ntohs(CTX_LOAD(ctx, protocol))) {
 	case ETH_P_IP:
@@ -92,9 +95,10 @@ int to_pod(struct __sk_buff *ctx)
 		reason = resolve_fragment(ctx, p, 1);
 		if (reason)
 			goto refuse;
+		forget_values();
 	}
-	reason = check(ctx, p, in, &entry, epoch, probe);
-	if (unlikely(probe))
+	reason = check(ctx, p, in, &entry, epoch, &scratch->probe);
+	if (unlikely(scratch->probe))
 		return answer_probe(ctx, NULL, in, reason);
 	report_verdict(ctx, p, in);
 	if (unlikely(reason))
@@ -109,7 +113,7 @@ int to_pod(struct __sk_buff *ctx)
 	return TC_ACT_OK;
 
 refuse:
-	if (unlikely(probe))
+	if (unlikely(scratch->probe))
 		return answer_probe(ctx, NULL, NULL, reason);
 	return drop(ctx, p, report, reason);
 }

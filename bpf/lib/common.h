@@ -38,14 +38,20 @@ static long (*redirect_neighbour)(__u32 ifindex, void *params, int length,
  * context may only be read by a plain load at their own offset, which large
  * inlined programs otherwise lose ("dereference of modified ctx ptr").
  */
-#define CTX_LOAD(CTX, FIELD)                                                \
-	({                                                                   \
-		__u32 value_;                                                \
-		asm volatile("%0 = *(u32 *)(%1 + %2)"                        \
-			     : "=r"(value_)                                  \
+#define CTX_LOAD(CTX, FIELD)                                                      \
+	({                                                                        \
+		__u32 value_;                                                     \
+		asm volatile("%0 = *(u32 *)(%1 + %2)"                             \
+			     : "=r"(value_)                                       \
 			     : "r"(CTX), "i"(offsetof(struct __sk_buff, FIELD))); \
-		value_;                                                      \
+		value_;                                                           \
 	})
+
+/* Makes the compiler read memory again: what a register still holds of it is a
+ * constant or a range to the verifier, what comes from a map is any number, so
+ * paths that differ in nothing else are walked once.
+ */
+#define forget_values() asm volatile("" ::: "memory")
 
 INLINE bool same_address(const struct address *a, const struct address *b)
 {
@@ -61,6 +67,13 @@ INLINE bool no_address(const struct address *a)
 	return !x[0] && !x[1];
 }
 
+INLINE bool mapped_ipv4(const struct address *a)
+{
+	const __u32 *words = (const __u32 *)a;
+
+	return !words[0] && !words[1] && words[2] == bpf_htonl(0xffff);
+}
+
 INLINE void map_ipv4(struct address *to, __be32 from)
 {
 	__u32 *words = (__u32 *)to;
@@ -73,6 +86,6 @@ INLINE void map_ipv4(struct address *to, __be32 from)
 
 INLINE bool same_mac(const __u8 *a, const __u8 *b)
 {
-	return a[0] == b[0] && a[1] == b[1] && a[2] == b[2] && a[3] == b[3] &&
-	       a[4] == b[4] && a[5] == b[5];
+	return a[0] == b[0] && a[1] == b[1] && a[2] == b[2] && a[3] == b[3] && a[4] == b[4] &&
+	       a[5] == b[5];
 }

@@ -9,6 +9,8 @@
 #include "lib/policy.h"
 #include "lib/telemetry.h"
 
+#define MAX_QUOTED_HEADERS 4
+
 /* One endpoint's view of a packet. */
 struct passage {
 	struct ct_key key;
@@ -44,60 +46,85 @@ INLINE void ct_key_of(struct ct_key *key, const struct packet *p, __u32 endpoint
 	key->protocol = p->protocol;
 }
 
-/* The connection that an ICMP error quotes, as the endpoint sees it: the
- * quoted packet was sent by the error's receiver. Returns 0 when the quote is
- * too short, inconsistent with the outer header, or a later fragment.
+/* The packet that an ICMP error quotes, as far as it can be made out: its
+ * addresses, protocol and ports. Returns where its transport header begins, 0
+ * when the quote is too short or a later fragment.
  */
-INLINE int ct_key_of_quoted(struct __sk_buff *ctx, struct ct_key *key, const struct packet *p,
-			    __u32 endpoint, bool ingress)
+INLINE __u32 parse_quoted(struct __sk_buff *ctx, struct packet *inner, const struct packet *p)
 {
-	struct packet inner = {};
+	struct ipv6_extension extension = {};
 	__u32 at = p->l4 + 8;
-	struct ports ports = {};
-	__u8 icmp[6] = {};
+	__u8 next;
+	int i;
 
 	if (p->version == 4) {
 		struct iphdr ip = {};
 
-		if (p->l4_length < 8 + sizeof(ip) + 8 ||
-		    bpf_skb_load_bytes(ctx, at, &ip, sizeof(ip)))
+		if (bpf_skb_load_bytes(ctx, at, &ip, sizeof(ip)))
 			return 0;
-		if (ip.version != 4 || ip.ihl < 5 ||
-		    (ip.frag_off & bpf_htons(IPV4_OFFSET)))
+		if (ip.version != 4 || ip.ihl < 5 || (ip.frag_off & bpf_htons(IPV4_OFFSET)))
 			return 0;
-		map_ipv4(&inner.source, ip.saddr);
-		map_ipv4(&inner.destination, ip.daddr);
-		inner.protocol = ip.protocol;
-		at += ip.ihl * 4;
+		map_ipv4(&inner->source, ip.saddr);
+		map_ipv4(&inner->destination, ip.daddr);
+		inner->protocol = ip.protocol;
+		return at + ip.ihl * 4;
 	} else {
 		struct ipv6hdr ip = {};
 
-		if (p->l4_length < 8 + sizeof(ip) + 8 ||
-		    bpf_skb_load_bytes(ctx, at, &ip, sizeof(ip)))
+		if (bpf_skb_load_bytes(ctx, at, &ip, sizeof(ip)))
 			return 0;
 		if (ip.version != 6)
 			return 0;
-		__builtin_memcpy(&inner.source, &ip.saddr, 16);
-		__builtin_memcpy(&inner.destination, &ip.daddr, 16);
-		inner.protocol = ip.nexthdr;
-		at += sizeof(ip);
-		if (inner.protocol == 44) {
+		__builtin_memcpy(&inner->source, &ip.saddr, 16);
+		__builtin_memcpy(&inner->destination, &ip.daddr, 16);
+		next = ip.nexthdr;
+	}
+	at += sizeof(struct ipv6hdr);
+	for (i = 0; i < MAX_QUOTED_HEADERS; i++) {
+		if (!is_extension(next))
+			break;
+		if (next == 44) {
 			struct ipv6_fragment fragment = {};
 
 			if (bpf_skb_load_bytes(ctx, at, &fragment, sizeof(fragment)) ||
 			    (fragment.offset & bpf_htons(0xfff8)))
 				return 0;
-			inner.protocol = fragment.next;
+			next = fragment.next;
 			at += sizeof(fragment);
+			continue;
 		}
+		if (bpf_skb_load_bytes(ctx, at, &extension, sizeof(extension)))
+			return 0;
+		at += next == 51 ? (extension.length + 2) * 4 : (extension.length + 1) * 8;
+		next = extension.next;
 	}
-	if (at + 8 > p->l4 + p->l4_length)
+	inner->protocol = next;
+	return is_extension(next) ? 0 : at;
+}
+
+/* The key of the connection that an ICMP error is about, as the endpoint sees
+ * it: the quoted packet was sent by the error's receiver. Returns 0 when there
+ * is none, or who complains has no say in it.
+ */
+INLINE int ct_key_of_quoted(struct __sk_buff *ctx, struct ct_key *key, const struct packet *p,
+			    __u32 endpoint, __u32 origin, bool ingress)
+{
+	struct packet inner = {};
+	struct ports ports = {};
+	__u8 icmp[6] = {};
+	__u32 at;
+
+	if (p->fragment)
+		return 0;
+	at = parse_quoted(ctx, &inner, p);
+	if (!at || at + 8 > p->l4 + p->l4_length)
 		return 0;
 	/* The quoted packet's sender is who is told. */
 	if (!same_address(&inner.source, &p->destination))
 		return 0;
-	/* An endpoint complains only of what was sent to itself. */
-	if (!ingress && !same_address(&inner.destination, &p->source))
+	/* A pod is no router: it complains only of what was sent to itself. */
+	if ((!ingress || (origin != ORIGIN_ADDRESS && origin < ORIGIN_UNKNOWN)) &&
+	    !same_address(&inner.destination, &p->source))
 		return 0;
 	inner.version = p->version;
 	if (inner.protocol == IPPROTO_TCP || inner.protocol == IPPROTO_UDP ||
@@ -146,9 +173,25 @@ INLINE struct peer peer_of(__u32 origin, const struct address *remote, __u8 vers
 /* What may begin a connection, and so leave an entry. */
 INLINE bool opens(const struct packet *p)
 {
-	if (p->protocol == IPPROTO_TCP)
-		return !(p->tcp_flags & TCP_RST);
-	return p->icmp == ICMP_NONE || p->icmp == ICMP_QUERY;
+	return p->phase != PHASE_ABORT && (p->icmp == ICMP_NONE || p->icmp == ICMP_QUERY);
+}
+
+/* Can this be a packet of the connection whose entry its key finds? ICMP has
+ * no ports: a question is not the answer to one, and a message without an
+ * identifier belongs to nothing.
+ */
+INLINE bool belongs(const struct packet *p, bool reply)
+{
+	switch (p->icmp) {
+	case ICMP_NONE:
+		return true;
+	case ICMP_QUERY:
+		return !reply;
+	case ICMP_ANSWER:
+		return reply;
+	default:
+		return false;
+	}
 }
 
 /* Finds the connection and decides; writes nothing but a renewed verdict.
@@ -156,83 +199,89 @@ INLINE bool opens(const struct packet *p)
  * NULL where there is none yet or it is not to be used.
  */
 INLINE int check(struct __sk_buff *ctx, const struct packet *p, struct passage *s,
-		 struct ct_entry **found, __u64 epoch, bool probe)
+		 struct ct_entry **found, __u64 epoch, const __u8 *probe)
 {
-	bool ingress = s->ingress, opened_in = ingress, self;
+	bool ingress = s->ingress, opened_in = ingress;
 	__u32 origin = s->origin;
 	struct ct_entry *entry = NULL;
-	struct peer peer;
 
-	if (unlikely(p->icmp == ICMP_ERROR) &&
-	    ct_key_of_quoted(ctx, &s->key, p, s->endpoint, ingress)) {
-		if (!probe)
-			entry = ct_find(&s->key);
-		s->related = !!entry;
-	}
-	if (!s->related) {
+	s->related = unlikely(p->icmp == ICMP_ERROR) &&
+		     ct_key_of_quoted(ctx, &s->key, p, s->endpoint, origin, ingress);
+	forget_values();
+	if (!s->related)
 		ct_key_of(&s->key, p, s->endpoint, ingress);
-		if (!probe)
-			entry = ct_find(&s->key);
+	forget_values();
+	if (!*probe)
+		entry = ct_find(&s->key);
+	if (!entry && s->related) {
+		s->related = 0;
+		ct_key_of(&s->key, p, s->endpoint, ingress);
 	}
+	forget_values();
 	if (entry) {
 		opened_in = entry->flags & CT_INGRESS;
 		s->reply = !s->related && opened_in != ingress;
 	}
 	if (entry && !s->related) {
-		bool opening = p->protocol == IPPROTO_TCP &&
-			       (p->tcp_flags & (TCP_SYN | TCP_ACK | TCP_RST)) == TCP_SYN;
+		bool ended = entry->flags & (CT_FIN_ORIGINAL | CT_FIN_REPLY | CT_RST);
 
-		if (unlikely(opening && (s->reply || (entry->flags & (CT_FIN_ORIGINAL |
-								      CT_FIN_REPLY | CT_RST))))) {
+		if (unlikely((p->phase == PHASE_OPEN && (s->reply || ended)) ||
+			     (p->icmp == ICMP_QUERY && s->reply) ||
+			     (entry->flags & CT_DENIED && s->reply && opens(p) &&
+			      p->protocol != IPPROTO_TCP))) {
 			/* A connection over the remains of another, or opened
-			 * from the other side: a verdict of its own.
+			 * from the other side, or the other way round where the
+			 * first one is not allowed any more: a verdict of its own.
 			 */
 			s->reply = 0;
 			s->fresh = 1;
 			opened_in = ingress;
-		} else if (ingress && !s->reply && entry->origin != origin) {
-			/* The tuple of somebody else's connection: decided for
+		} else if (unlikely(!belongs(p, s->reply) ||
+				    (ingress && !s->reply && entry->origin != origin))) {
+			/* The key of somebody else's connection: decided for
 			 * itself, and the entry is left alone.
 			 */
 			entry = NULL;
+			s->reply = 0;
+			opened_in = ingress;
 			goto decide;
 		}
 	}
-	*found = entry;
 	if (entry && !s->fresh) {
-		s->decision.rule = s->related ? RULE_RELATED :
-				   s->reply   ? RULE_REPLY :
-						entry->rule;
+		s->decision.rule = s->related ? RULE_RELATED : s->reply ? RULE_REPLY : entry->rule;
 		s->decision.identity = entry->peer_identity;
 		s->decision.allowed = 1;
-		if (likely(entry->epoch == epoch))
+		if (likely(entry->epoch == epoch)) {
+			*found = entry;
 			return 0;
+		}
 		origin = entry->origin;
 	}
 	if (!entry)
 		s->fresh = opens(p);
 decide:
+	*found = entry;
 	/* For the side that opened the connection, whichever way this goes. */
-	self = opened_in ? origin == s->endpoint : same_address(&s->key.local, &s->key.remote);
-	if (self) {
-		struct decision allowed = { .rule = RULE_SELF, .allowed = 1 };
-
-		s->decision = allowed;
+	if (opened_in ? origin == s->endpoint : same_address(&s->key.local, &s->key.remote)) {
+		s->decision.rule = RULE_SELF;
+		s->decision.allowed = 1;
 	} else {
-		struct decision d = {};
-
-		peer = peer_of(opened_in ? origin : ORIGIN_ADDRESS, &s->key.remote, p->version);
-		decide(s->endpoint, opened_in, peer, p->protocol,
-		       opened_in ? s->key.local_port : s->key.remote_port, &d);
-		s->decision = d;
+		decide(s->endpoint, opened_in,
+		       peer_of(opened_in ? origin : ORIGIN_ADDRESS, &s->key.remote, p->version),
+		       s->key.protocol, opened_in ? s->key.local_port : s->key.remote_port,
+		       &s->decision);
 	}
+	forget_values();
 	if (!s->decision.allowed) {
 		s->decided = 1;
+		if (entry)
+			entry->flags |= CT_DENIED;
 		return s->decision.reason;
 	}
 	if (entry && !s->fresh) {
 		entry->rule = s->decision.rule;
 		entry->peer_identity = s->decision.identity;
+		entry->flags &= ~CT_DENIED;
 		entry->epoch = epoch;
 		count(COUNTER_CT_REVALIDATED);
 	} else {
@@ -293,12 +342,10 @@ INLINE int commit(struct __sk_buff *ctx, const struct packet *p, struct passage 
 	if (now - entry->seen > NS_PER_SECOND)
 		entry->seen = now;
 	flags = s->reply ? CT_SEEN_REPLY : 0;
-	if (p->protocol == IPPROTO_TCP) {
-		if (p->tcp_flags & TCP_FIN)
-			flags |= s->reply ? CT_FIN_REPLY : CT_FIN_ORIGINAL;
-		if (p->tcp_flags & TCP_RST)
-			flags |= CT_RST;
-	}
+	if (p->tcp_flags & TCP_FIN)
+		flags |= s->reply ? CT_FIN_REPLY : CT_FIN_ORIGINAL;
+	if (p->phase == PHASE_ABORT)
+		flags |= CT_RST;
 	if ((entry->flags & flags) != flags)
 		entry->flags |= flags;
 	return 0;

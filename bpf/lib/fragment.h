@@ -8,8 +8,8 @@
 
 #define FRAGMENT_LIFETIME (30 * NS_PER_SECOND)
 
-INLINE void fragment_key_of(struct __sk_buff *ctx, struct fragment_key *key,
-			    const struct packet *p, __u8 direction)
+INLINE void fragment_key_of(struct __sk_buff *ctx, struct fragment_key *key, const struct packet *p,
+			    __u8 direction)
 {
 	key->source = p->source;
 	key->destination = p->destination;
@@ -36,7 +36,8 @@ INLINE int resolve_fragment(struct __sk_buff *ctx, struct packet *p, __u8 direct
 		/* A second first one that says something else. */
 		return known && (first->source_port != p->source_port ||
 				 first->destination_port != p->destination_port ||
-				 first->end != p->l4_length ||
+				 first->end != p->fragment_length ||
+				 first->protocol != p->protocol ||
 				 first->icmp_type != p->icmp_type) ?
 			       DROP_FRAGMENT_NOT_FOUND :
 			       0;
@@ -60,7 +61,7 @@ INLINE void remember_fragment(struct __sk_buff *ctx, const struct packet *p, __u
 		.seen = ktime_coarse(),
 		.source_port = p->source_port,
 		.destination_port = p->destination_port,
-		.end = p->l4_length,
+		.end = p->fragment_length,
 		.icmp_type = p->icmp_type,
 		.protocol = p->protocol,
 	};

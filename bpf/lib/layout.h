@@ -164,6 +164,7 @@ enum ct_flag {
 	CT_FIN_ORIGINAL = 8,
 	CT_FIN_REPLY = 16,
 	CT_RST = 32,
+	CT_DENIED = 64, /* the verdict, looked up again, was a denial */
 };
 
 /* Who sent the packets that opened an ingress connection. The packet's way

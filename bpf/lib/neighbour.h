@@ -78,8 +78,7 @@ INLINE int handle_arp(struct __sk_buff *ctx, struct device *device)
 /* Neighbour discovery from a pod. Router advertisements and redirects are not
  * a pod's to send.
  */
-INLINE int handle_neighbour(struct __sk_buff *ctx, const struct packet *p,
-			    struct device *device)
+INLINE int handle_neighbour(struct __sk_buff *ctx, const struct packet *p, struct device *device)
 {
 	struct solicitation ns = {};
 	struct ipv6hdr ip = {};
@@ -88,19 +87,28 @@ INLINE int handle_neighbour(struct __sk_buff *ctx, const struct packet *p,
 
 	if (p->hop_limit != 255 || p->icmp_code != 0 || p->l4 != ETH_HLEN + sizeof(ip))
 		return -DROP_FORBIDDEN_ICMP6;
+	/* Of the link, so not beyond it: a solicitation apart, which is answered
+	 * here, nothing may have a destination that the stack would forward to.
+	 */
+	if (!link_local6(&p->destination) && !multicast6(&p->destination) &&
+	    p->icmp_type != NEIGHBOUR_SOLICITATION)
+		return -DROP_FORBIDDEN_ICMP6;
 	if (p->icmp_type == ROUTER_SOLICITATION)
 		return TC_ACT_OK;
 	if (p->icmp_type != NEIGHBOUR_SOLICITATION && p->icmp_type != NEIGHBOUR_ADVERTISEMENT)
 		return -DROP_FORBIDDEN_ICMP6;
 	if (p->l4_length < 24 || bpf_skb_load_bytes(ctx, p->l4, &ns, 24))
 		return -DROP_CT_INVALID_HEADER;
+	if (multicast6(&ns.target) || mapped_ipv4(&ns.target))
+		return -DROP_CT_INVALID_HEADER; /* RFC 4861, 7.1.1 */
 	if (p->icmp_type == NEIGHBOUR_ADVERTISEMENT)
 		return same_address(&ns.target, &device->address6) || link_local6(&ns.target) ?
 			       TC_ACT_OK :
 			       -DROP_INVALID_SOURCE_IP;
 	if (no_address(&p->source) || same_address(&ns.target, &device->address6) ||
 	    same_address(&ns.target, &p->source))
-		return TC_ACT_OK; /* duplicate detection: silence means unused */
+		/* Duplicate detection: silence means unused. */
+		return multicast6(&p->destination) ? TC_ACT_OK : -DROP_FORBIDDEN_ICMP6;
 
 	ns.type = NEIGHBOUR_ADVERTISEMENT;
 	ns.code = 0;

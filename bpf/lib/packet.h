@@ -11,6 +11,13 @@ enum fragment_kind {
 	FRAGMENT_LATER = 2,
 };
 
+/* What a packet does to its connection, in protocols that say so. */
+enum phase {
+	PHASE_NONE = 0,
+	PHASE_OPEN = 1, /* TCP: SYN without ACK; SCTP: INIT */
+	PHASE_ABORT = 2, /* TCP: RST; SCTP: ABORT, SHUTDOWN COMPLETE */
+};
+
 enum icmp_kind {
 	ICMP_NONE = 0,
 	ICMP_QUERY = 1, /* a question: its sender opens a "connection" */
@@ -29,6 +36,7 @@ struct packet {
 	__u32 l4_length; /* bytes that the IP header promises from l4 on */
 	__u32 fragment_id;
 	__u32 fragment_offset; /* bytes */
+	__u32 fragment_length; /* bytes of the datagram that this fragment holds */
 	__u16 source_port; /* network order; ICMP: see set_icmp() */
 	__u16 destination_port;
 	__u8 protocol;
@@ -39,6 +47,7 @@ struct packet {
 	__u8 icmp_code;
 	__u8 tcp_flags; /* as on the wire: FIN 1 SYN 2 RST 4 PSH 8 ACK 16 */
 	__u8 hop_limit;
+	__u8 phase; /* enum phase */
 };
 
 #define TCP_FIN 1
@@ -51,6 +60,10 @@ struct packet {
 #define IPV4_OFFSET 0x1fff
 
 #define MAX_EXTENSION_HEADERS 8
+
+#define SCTP_INIT 1
+#define SCTP_ABORT 6
+#define SCTP_SHUTDOWN_COMPLETE 14
 
 struct ports {
 	__be16 source;
@@ -130,9 +143,8 @@ INLINE __u32 transport_minimum(__u8 protocol)
 		return sizeof(struct tcphdr);
 	case IPPROTO_UDP:
 	case IPPROTO_ICMP:
-		return 8;
 	case IPPROTO_ICMPV6:
-		return 4;
+		return 8;
 	case IPPROTO_SCTP:
 		return 12; /* common header, RFC 9260 section 3.1 */
 	default:
@@ -157,7 +169,14 @@ INLINE int parse_transport(struct __sk_buff *ctx, struct packet *p)
 			return DROP_CT_INVALID_HEADER;
 		if (tcp.doff < 5)
 			return DROP_CT_INVALID_HEADER;
+		if (p->l4_length < tcp.doff * 4)
+			return p->fragment == FRAGMENT_FIRST ? DROP_FRAGMENT_NOT_FOUND :
+							       DROP_CT_INVALID_HEADER;
 		p->tcp_flags = ((__u8 *)&tcp)[13];
+		if (p->tcp_flags & TCP_RST)
+			p->phase = PHASE_ABORT;
+		else if ((p->tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_SYN)
+			p->phase = PHASE_OPEN;
 		p->source_port = tcp.source;
 		p->destination_port = tcp.dest;
 		return 0;
@@ -167,13 +186,22 @@ INLINE int parse_transport(struct __sk_buff *ctx, struct packet *p)
 	if (p->protocol == IPPROTO_UDP || p->protocol == IPPROTO_SCTP) {
 		p->source_port = tcp.source;
 		p->destination_port = tcp.dest;
+		if (p->protocol == IPPROTO_UDP || p->l4_length < 13)
+			return 0;
+		/* The first chunk: RFC 9260, section 3.2. */
+		if (bpf_skb_load_bytes(ctx, p->l4 + 12, &tcp, 1))
+			return DROP_CT_INVALID_HEADER;
+		if (*(__u8 *)&tcp == SCTP_INIT)
+			p->phase = PHASE_OPEN;
+		else if (*(__u8 *)&tcp == SCTP_ABORT || *(__u8 *)&tcp == SCTP_SHUTDOWN_COMPLETE)
+			p->phase = PHASE_ABORT;
 		return 0;
 	}
 	if ((p->protocol == IPPROTO_ICMP) != (p->version == 4))
 		return 0; /* ICMP of the other family: a protocol like any */
 	p->icmp_type = ((__u8 *)&tcp)[0];
 	p->icmp_code = ((__u8 *)&tcp)[1];
-	if (p->l4_length >= 8 && bpf_skb_load_bytes(ctx, p->l4 + 4, &tcp, 2))
+	if (bpf_skb_load_bytes(ctx, p->l4 + 4, &tcp, 2))
 		return DROP_CT_INVALID_HEADER;
 	set_icmp(p, tcp.source);
 	return 0;
@@ -198,6 +226,9 @@ INLINE int parse_ipv4(struct __sk_buff *ctx, struct packet *p)
 	}
 	header = ip->ihl * 4;
 	total = bpf_ntohs(ip->tot_len);
+	/* No length: longer than 64 KiB, made by segmentation offload alone. */
+	if (!total && ctx->gso_segs > 1)
+		total = ctx->len - ETH_HLEN;
 	if (ip->version != 4 || header < sizeof(*ip) || total < header ||
 	    ETH_HLEN + total > ctx->len)
 		return DROP_INVALID_PACKET;
@@ -209,6 +240,7 @@ INLINE int parse_ipv4(struct __sk_buff *ctx, struct packet *p)
 	p->l3 = ETH_HLEN;
 	p->l4 = ETH_HLEN + header;
 	p->l4_length = total - header;
+	p->fragment_length = p->l4_length;
 	offset = bpf_ntohs(ip->frag_off);
 	if (unlikely(offset & (IPV4_MF | IPV4_OFFSET))) {
 		p->fragment_id = ip->id;
@@ -219,7 +251,15 @@ INLINE int parse_ipv4(struct __sk_buff *ctx, struct packet *p)
 		if (p->fragment_offset + p->l4_length > 65535)
 			return DROP_INVALID_PACKET;
 	}
+	forget_values();
 	return p->fragment == FRAGMENT_LATER ? 0 : parse_transport(ctx, p);
+}
+
+/* Headers that are stepped over; RFC 8200, 4302, 6275, 7401, 5533. */
+INLINE bool is_extension(__u8 next)
+{
+	return next == 0 || next == 43 || next == 44 || next == 51 || next == 60 || next == 135 ||
+	       next == 139 || next == 140;
 }
 
 /* Walks the extension headers, RFC 8200 section 4. */
@@ -249,6 +289,9 @@ INLINE int parse_ipv6(struct __sk_buff *ctx, struct packet *p)
 	p->hop_limit = ip->hop_limit;
 	__builtin_memcpy(&p->source, &ip->saddr, 16);
 	__builtin_memcpy(&p->destination, &ip->daddr, 16);
+	/* Never on the wire (RFC 4038, 4.2), and keys of IPv4 in every table. */
+	if (mapped_ipv4(&p->source) || mapped_ipv4(&p->destination))
+		return DROP_INVALID_PACKET;
 	p->l3 = ETH_HLEN;
 	limit = ETH_HLEN + sizeof(*ip) + bpf_ntohs(ip->payload_len);
 	/* No length at all: a jumbogram (RFC 2675), made by segmentation
@@ -260,8 +303,7 @@ INLINE int parse_ipv6(struct __sk_buff *ctx, struct packet *p)
 		return DROP_INVALID_PACKET;
 	next = ip->nexthdr;
 	for (i = 0; i < MAX_EXTENSION_HEADERS; i++) {
-		if (likely(next != 0 && next != 43 && next != 44 && next != 51 &&
-			   next != 60 && next != 135 && next != 139 && next != 140))
+		if (likely(!is_extension(next)))
 			break;
 		if (offset + 8 > limit)
 			return DROP_INVALID_EXTENSION_HEADER;
@@ -277,6 +319,7 @@ INLINE int parse_ipv6(struct __sk_buff *ctx, struct packet *p)
 				continue; /* atomic, RFC 6946: not a fragment */
 			p->fragment_id = fragment.id;
 			p->fragment_offset = length & 0xfff8;
+			p->fragment_length = limit - offset;
 			p->fragment = p->fragment_offset ? FRAGMENT_LATER : FRAGMENT_FIRST;
 			if ((length & 1) && ((limit - offset) & 7))
 				return DROP_INVALID_PACKET;
@@ -288,8 +331,7 @@ INLINE int parse_ipv6(struct __sk_buff *ctx, struct packet *p)
 		}
 		if (bpf_skb_load_bytes(ctx, offset, &extension, sizeof(extension)))
 			return DROP_INVALID_EXTENSION_HEADER;
-		length = next == 51 ? (extension.length + 2) * 4 :
-				      (extension.length + 1) * 8;
+		length = next == 51 ? (extension.length + 2) * 4 : (extension.length + 1) * 8;
 		next = extension.next;
 		offset += length;
 		if (offset > limit)
@@ -302,5 +344,6 @@ INLINE int parse_ipv6(struct __sk_buff *ctx, struct packet *p)
 	p->protocol = next;
 	p->l4 = offset;
 	p->l4_length = limit - offset;
+	forget_values();
 	return p->fragment == FRAGMENT_LATER ? 0 : parse_transport(ctx, p);
 }

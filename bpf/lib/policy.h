@@ -34,19 +34,22 @@ INLINE struct peer find_peer(const struct address *address)
 
 INLINE struct peer unknown_peer(__u8 version)
 {
-	struct address address = {};
+	struct peer_key key = { .prefix_length = version == 4 ? 96 : 0 };
+	struct peer none = { .peer_class = CLASS_NONE, .identity = IDENTITY_UNKNOWN };
+	struct peer *peer;
 
-	/* The unspecified address is nobody's: only blocks that contain the
-	 * whole family contain it.
+	/* Only blocks that contain the whole family contain an address that
+	 * nobody knows.
 	 */
 	if (version == 4)
-		map_ipv4(&address, 0);
-	return find_peer(&address);
+		map_ipv4(&key.address, 0);
+	peer = bpf_map_lookup_elem(MAP(PEERS_FD), &key);
+	return peer ? *peer : none;
 }
 
 /* port in network order. */
-INLINE void decide(__u32 endpoint, bool ingress, struct peer peer, __u8 protocol,
-		   __be16 port, struct decision *d)
+INLINE void decide(__u32 endpoint, bool ingress, struct peer peer, __u8 protocol, __be16 port,
+		   struct decision *d)
 {
 	struct endpoint_policy *policy;
 	struct policy_verdict *verdict;
@@ -65,8 +68,7 @@ INLINE void decide(__u32 endpoint, bool ingress, struct peer peer, __u8 protocol
 	}
 	key.table = ingress ? policy->ingress_table : policy->egress_table;
 	levels = ingress ? policy->ingress_levels : policy->egress_levels;
-	enforced = policy->flags & (ingress ? ENDPOINT_INGRESS_ENFORCED :
-					      ENDPOINT_EGRESS_ENFORCED);
+	enforced = policy->flags & (ingress ? ENDPOINT_INGRESS_ENFORCED : ENDPOINT_EGRESS_ENFORCED);
 	d->own = policy->identity;
 	if (policy->identity == IDENTITY_INIT)
 		d->rule = RULE_INIT;

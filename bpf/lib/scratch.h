@@ -13,6 +13,7 @@ struct scratch {
 	struct passage out; /* of the sender, when it is a local pod */
 	struct passage in; /* of the receiver */
 	struct report report;
+	__u8 probe; /* a question of the agent's: lib/probe.h */
 };
 
 _Static_assert(sizeof(struct scratch) <= SCRATCH_BYTES, "scratch map too small");
