@@ -65,6 +65,13 @@ class IdentityConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class PrometheusConfig:
+    """address: host and port that /metrics and /healthz are served on; None: on none."""
+
+    address: tuple[str, int] | None
+
+
+@dataclass(frozen=True, slots=True)
 class Config:
     """A complete, valid configuration.
 
@@ -72,7 +79,6 @@ class Config:
     devices: uplinks, whose traffic from outside is guarded; empty: pods reach only this node.
     cgroup_root: None: the cgroup2 mount of the host.
     labels: filter in the form of `identity.labels.LabelFilter.of`; empty: the default filter.
-    device_pool_size: prepared pairs of devices that CNI ADD takes from; 0: none are prepared.
     """
 
     node_name: str
@@ -86,10 +92,10 @@ class Config:
     source: SourceConfig
     labels: tuple[str, ...]
     bpf: BpfConfig
-    device_pool_size: int
     identity: IdentityConfig
     log_level: str
     trace: bool
+    prometheus: PrometheusConfig
 
 
 # ---- the table of keys -----------------------------------------------------------------------
@@ -177,17 +183,17 @@ KEYS: tuple[Key, ...] = (
     Key("bpf.policy_max", _TABLE_SIZE, "policy entries", maps.POLICY.max_entries),
     Key("bpf.peers_max", _TABLE_SIZE, "peer prefixes", maps.PEERS.max_entries),
     Key("bpf.endpoints_max", _TABLE_SIZE, "pods of this node", maps.ENDPOINTS.max_entries),
-    Key(
-        "device_pool_size",
-        kinds.whole_number(0, 256),
-        "prepared device pairs for new pods",
-        8,
-    ),
     Key("identity.gc_interval", kinds.DURATION, "time between collections of identities", 60.0),
     Key("identity.grace", kinds.DURATION, "time an unused identity stays", 300.0),
     Key("identity.rest", kinds.DURATION, "time before a freed number is used again", 3600.0),
     Key("log_level", kinds.choice("debug", "info", "warning", "error"), "what is logged", "info"),
     Key("trace", kinds.BOOLEAN, "events for new connections and allowed verdicts too", False),
+    Key(
+        "prometheus.address",
+        kinds.LISTEN_ADDRESS,
+        "host:port of /metrics and /healthz; empty: not served",
+        None,
+    ),
 )
 _BY_NAME = {key.name: key for key in KEYS}
 _SECTIONS = frozenset(key.name.partition(".")[0] for key in KEYS if "." in key.name)
@@ -249,6 +255,7 @@ def build(values: Mapping[str, Any]) -> Config:
         source=SourceConfig(**_section(full, "source")),
         bpf=BpfConfig(**_section(full, "bpf")),
         identity=IdentityConfig(**_section(full, "identity")),
+        prometheus=PrometheusConfig(**_section(full, "prometheus")),
     )
 
 

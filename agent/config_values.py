@@ -202,6 +202,25 @@ def _duration_text(text: str) -> object:
     return int(text) if re.fullmatch(r"[0-9]{1,9}", text) else text
 
 
+def _listen_address(value: object) -> tuple[str, int] | None:
+    expected = "host:port such as 127.0.0.1:9962 or [::1]:9962, or nothing"
+    text = _text(value, expected)
+    if not text:
+        return None
+    host, colon, port = text.rpartition(":")
+    bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
+    if not colon or not port.isascii() or not port.isdecimal() or int(port) > 65535:
+        raise ValueError(f"expected {expected}, not {shown(value)}")
+    if (":" in bare) != (bare != host):
+        raise ValueError(f"expected {expected}: brackets are for IPv6 and needed there")
+    try:
+        ipaddress.ip_address(bare or "0.0.0.0")
+    except ValueError:
+        if not _NODE_NAME.fullmatch(bare):
+            raise ValueError(f"expected {expected}, not {shown(value)}") from None
+    return bare, int(port)
+
+
 NODE_NAME = Kind("a node name as in Kubernetes (lower case letters, digits, - and .)", _node_name)
 FOLDER = Kind("an absolute path", _folder)
 SOCKET_FOLDER = Kind("an absolute path, short enough for UNIX sockets in it", _socket_folder)
@@ -212,3 +231,4 @@ BOOLEAN = Kind("true or false", _boolean, _boolean_text, flag=True)
 DURATION = Kind(
     "seconds, or a text such as 90s, 15m or 1h30m (1s to 168h)", _duration, _duration_text
 )
+LISTEN_ADDRESS = Kind("host:port such as 127.0.0.1:9962, or nothing", _listen_address)

@@ -1,26 +1,34 @@
 # SPDX-License-Identifier: Apache-2.0
 """The agent put together, from the bottom up, and taken down in reverse. Reads top to bottom.
 
-Nothing is decided here. What a stopped or killed agent leaves behind works on; `cleanup` removes it.
+Nothing is decided here. What a stopped or killed agent leaves behind works on; `agent.cleanup`
+removes it.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
+import gc
 import json
 import logging
 import os
-import shutil
 import signal
 import socket
-import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
+from agent.cleanup import (
+    MOUNT,
+    NETWORKS,
+    StartError,
+    cleanup,
+    device_tag,
+    only_agent,
+    recorded_networks,
+)
 from agent.config import Config
 from agent.core.desired import Desired
 from agent.core.ipam import AddressPool
@@ -44,6 +52,7 @@ from agent.kernel.podnet import PodNetwork, protect_blocks
 from agent.kernel.rtnl import RtnlError
 from agent.kernel.syscall import BpfError
 from agent.kube.manifests import ManifestSource
+from agent.log_ring import LogRing
 from agent.loop import Loop
 from agent.rpc.cni_server import SOCKET_NAME as CNI_SOCKET
 from agent.rpc.cni_server import CniServer, SocketBusy
@@ -57,48 +66,52 @@ from cni.spool import Spool
 from identity.allocator import IdentityAllocator, SnapshotError
 from identity.labels import DEFAULT, LabelFilter
 
+if TYPE_CHECKING:
+    from agent.telemetry.exposition import MetricsServer
+
+__all__ = ["cleanup", "run"]
+
 log = logging.getLogger("bristle")
 
 SOURCE: Final = "manifests"
-LOCK: Final = "agent.lock"
 NUMBER_REST: Final = 60.0
-_TAG: Final = "tag"
 _DEFAULT_MTU: Final = 1500
-
-
-class StartError(Exception):
-    """The agent cannot run; the message says why and what to do."""
 
 
 def run(config: Config) -> int:
     """Run until SIGTERM or SIGINT. Gives the exit code."""
+    ring = LogRing()
     logging.basicConfig(
-        level=config.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+        level=config.log_level.upper(),
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+        handlers=[logging.StreamHandler(), ring],
     )
-    stopping = threading.Event()
+    stopping, failed = threading.Event(), threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopping.set())
     try:
-        _run(config, stopping)
+        _run(config, stopping, failed, ring)
     except (StartError, BpffsError, MapError, BpfError, LoadError, LinkError, RtnlError,
             StateFileError, EndpointStoreError, SocketBusy, SocketError) as error:  # fmt: skip
         log.error("cannot run: %s", error)
         return 1
-    return 0
+    return 1 if failed.is_set() else 0
 
 
-def _run(config: Config, stopping: threading.Event) -> None:
+def _run(config: Config, stopping: threading.Event, failed: threading.Event, ring: LogRing) -> None:
     with contextlib.ExitStack() as stack:
         # Folders, and the right to be the only agent on them.
-        stack.enter_context(_only_agent(config.run_dir))
+        stack.enter_context(only_agent(config.run_dir))
         config.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         boot_id = read_boot_id()
         uplinks = {device: _ifindex(device) for device in config.devices}
 
         # The datapath, as it stands, and this agent's programs.
         datapath = Datapath(config.bpffs_dir, config.run_dir, _map_sizes(config))
-        datapath.open()
+        mounted = datapath.open()
         stack.callback(datapath.close)
+        if mounted is not None:
+            write_durably(config.state_dir / MOUNT, os.fsencode(mounted))
         datapath.load(config.trace)
 
         # State that outlives the process.
@@ -112,6 +125,8 @@ def _run(config: Config, stopping: threading.Event) -> None:
         unusable = numbers.adopt(datapath.numbers())
         if unusable:
             log.warning("%d numbers in the kernel could not be adopted", unusable)
+        for kind, found in datapath.policy_numbers().items():
+            numbers.avoid(kind, found)
 
         # Facts, what they come to, and the loop that owns both.
         store = Store([SOURCE])
@@ -136,7 +151,8 @@ def _run(config: Config, stopping: threading.Event) -> None:
         # The pods' network: what is wired already, and how more is wired.
         pool = AddressPool([str(network) for network in config.pod_cidrs])
         network = PodNetwork(
-            _tag(config.state_dir), lambda ifindex, _name: datapath.attach_endpoint(0, ifindex)
+            device_tag(config.state_dir),
+            lambda ifindex, _name: datapath.attach_endpoint(0, ifindex),
         )
         endpoints = EndpointManager(loop, pool, records, network, _mtu(config))
         alive, gone = endpoints.adopt()
@@ -144,8 +160,9 @@ def _run(config: Config, stopping: threading.Event) -> None:
         settings = sysctl.SysctlJournal(config.state_dir / "sysctls.json", boot_id)
         settings.open()
         sysctl.enable_forwarding(settings, config.devices)
-        protect_blocks(config.pod_cidrs, install=True)
-        monitor = NetworkMonitor(lambda event: _on_network(loop, event))
+        _protect_blocks(config)
+        watch = _AddressWatch(loop)
+        monitor = NetworkMonitor(watch.on_event)
         store.set_node_addresses(str(one) for one in node_addresses())
 
         def attach() -> None:
@@ -158,15 +175,19 @@ def _run(config: Config, stopping: threading.Event) -> None:
             # force, and they go without a gap.
             datapath.take_over(attach)
             _detach_former_uplinks(datapath, config)
+            # What has been made by now stays: the collector need not walk over it again, which
+            # would cost a change some milliseconds once in a while.
+            gc.collect()
+            gc.freeze()
 
         # Everything runs; the socket for CNI comes last, so that nothing is asked too early.
-        view = View(config, loop, pool, hub)
+        view = View(config, loop, pool, hub, ring.lines)
         hub.set_names(view.names())
         events = datapath.map("events")
         reader = RingReader.open(events.fd, events.capacity, hub.handle)
         reader.start()
         stack.callback(reader.stop)
-        thread = threading.Thread(target=_guarded(loop.run, stopping), name="loop")
+        thread = threading.Thread(target=_guarded(loop.run, stopping, failed), name="loop")
         thread.start()
         stack.callback(thread.join)
         stack.callback(loop.stop)
@@ -178,6 +199,8 @@ def _run(config: Config, stopping: threading.Event) -> None:
         api = AgentServer(view, config.run_dir)
         api.start()
         stack.callback(api.stop)
+        if config.prometheus.address is not None:
+            stack.callback(_serve_metrics(config.prometheus.address, view).stop)
         cni = CniServer(
             config.run_dir / CNI_SOCKET, Spool(config.state_dir / "spool"), endpoints.handle
         )
@@ -188,70 +211,7 @@ def _run(config: Config, stopping: threading.Event) -> None:
         log.info("stopping; the datapath stays in force")
 
 
-def cleanup(run_dir: Path, state_dir: Path, bpffs_dir: Path) -> Iterator[str]:
-    """Remove everything that agents with these folders put on the host; a line for each thing.
-
-    Raises StartError while an agent runs. Can be repeated.
-    """
-    import click
-
-    try:
-        lock = _only_agent(run_dir, make=False)
-        with lock:
-            yield from _cleanup(run_dir, state_dir, bpffs_dir)
-    except StartError as error:
-        raise click.ClickException(str(error)) from None
-
-
-def _cleanup(run_dir: Path, state_dir: Path, bpffs_dir: Path) -> Iterator[str]:
-    if (state_dir / _TAG).exists():
-        network = PodNetwork(_tag(state_dir), lambda _ifindex, _name: None)
-        for name in network.remove_devices():
-            yield f"device {name}"
-    for route in _remove_routes():
-        yield route
-    for pin in Datapath.remove(bpffs_dir):
-        yield f"pin {pin}"
-    journal = sysctl.SysctlJournal(state_dir / "sysctls.json", read_boot_id())
-    journal.open()
-    for name in journal.restore():
-        yield f"sysctl {name} restored"
-    for folder in (run_dir, state_dir):
-        if folder.is_dir():
-            # Only what is ours: the folder may be shared with others' files.
-            for entry in ("programs", "headers", "spool", "endpoints.journal", "identities.json",
-                          _TAG, "agent.sock", "cni.sock"):  # fmt: skip
-                path = folder / entry
-                if path.is_dir():
-                    shutil.rmtree(path)
-                    yield f"folder {path}"
-                elif path.exists():
-                    path.unlink()
-                    yield f"file {path}"
-
-
 # ---- parts -----------------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def _only_agent(run_dir: Path, make: bool = True) -> Iterator[None]:
-    if make:
-        run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-    elif not run_dir.is_dir():
-        yield
-        return
-    path = run_dir / LOCK
-    fd = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
-    try:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise StartError(
-                f"another agent runs with run_dir {run_dir}: stop it, or give this one another"
-            ) from None
-        yield
-    finally:
-        os.close(fd)
 
 
 def _map_sizes(config: Config) -> dict[str, int]:
@@ -264,17 +224,6 @@ def _map_sizes(config: Config) -> dict[str, int]:
         # Two addresses for each pod, and the node's own.
         "addresses": 2 * config.bpf.endpoints_max + 1024,
     }
-
-
-def _tag(state_dir: Path) -> str:
-    """What tells this agent's devices from another's: random, made once."""
-    path = state_dir / _TAG
-    try:
-        return path.read_text().strip()
-    except FileNotFoundError:
-        tag = os.urandom(4).hex()
-        write_durably(path, tag.encode())
-        return tag
 
 
 def _ifindex(device: str) -> int:
@@ -307,11 +256,48 @@ def _restore_identities(identities: IdentityAllocator, path: Path) -> None:
         log.error("%s: %s; numbers are handed out anew, the file is kept as %s", path, error, aside)
 
 
-def _on_network(loop: Loop, event: NetworkEvent) -> None:
-    if isinstance(event, LinkRemoved):
-        return
-    # Whatever it was, all addresses are read again: another device may have the same one.
-    loop.submit(lambda: loop.store.set_node_addresses(str(one) for one in node_addresses()))
+class _AddressWatch:
+    """Has the loop read the node's addresses again after a change: all of them, because another
+    device may have the same one, and once for however many changes came together."""
+
+    def __init__(self, loop: Loop) -> None:
+        self._loop = loop
+        self._asked = threading.Event()
+
+    def on_event(self, event: NetworkEvent) -> None:
+        """Called in the monitor's thread."""
+        if not isinstance(event, LinkRemoved) and not self._asked.is_set():
+            self._asked.set()
+            self._loop.submit(self._read, in_force=False)
+
+    def _read(self) -> None:
+        self._asked.clear()  # first: what comes from now on is read by the next one
+        try:
+            self._loop.store.set_node_addresses(str(one) for one in node_addresses())
+        except OSError as error:
+            log.error("the node's addresses cannot be read: %s", error)
+
+
+def _serve_metrics(address: tuple[str, int], view: View) -> MetricsServer:
+    from agent.telemetry.exposition import MetricsServer
+
+    try:
+        server = MetricsServer(*address, view.families, view.healthy)
+    except OSError as error:
+        host, port = address
+        raise StartError(f"prometheus.address: cannot listen on {host}:{port}: {error}") from error
+    server.start()
+    return server
+
+
+def _protect_blocks(config: Config) -> None:
+    """Unreachable routes for the pod CIDRs; those of CIDRs no longer configured go. They are
+    written down, so that `cleanup` knows them without a configuration."""
+    path = config.state_dir / NETWORKS
+    former = recorded_networks(config.state_dir)
+    write_durably(path, json.dumps([str(one) for one in config.pod_cidrs]).encode())
+    protect_blocks([one for one in former if one not in config.pod_cidrs], install=False)
+    protect_blocks(config.pod_cidrs, install=True)
 
 
 def _detach_former_uplinks(datapath: Datapath, config: Config) -> None:
@@ -321,21 +307,15 @@ def _detach_former_uplinks(datapath: Datapath, config: Config) -> None:
         log.info("attachment %s: its device is gone", name)
 
 
-def _guarded(work: object, stopping: threading.Event) -> object:
+def _guarded(
+    work: Callable[[], None], stopping: threading.Event, failed: threading.Event
+) -> Callable[[], None]:
     def guarded() -> None:
         try:
-            work()  # type: ignore[operator]
+            work()
         except BaseException:
             log.exception("the loop failed: the agent ends, the datapath stays in force")
+            failed.set()
             stopping.set()
 
     return guarded
-
-
-def _remove_routes() -> Iterator[str]:
-    for family in ("-4", "-6"):
-        done = subprocess.run(
-            ["ip", family, "route", "flush", "proto", "178"], capture_output=True, check=False
-        )
-        if done.returncode == 0 and done.stdout.strip():
-            yield f"routes {family}"

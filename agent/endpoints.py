@@ -11,20 +11,21 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Interface, IPv6Network
+from ipaddress import (
+    IPv4Address,
+    IPv6Address,
+)
 from typing import Final
 
-from agent.core.endpoint import MAX_ENDPOINT_ID, Endpoint
+from agent.attachment import as_cni, endpoint_of, result_of
+from agent.core.endpoint import MAX_ENDPOINT_ID
 from agent.core.ipam import AddressConflict, AddressPool, PoolExhausted
 from agent.kernel.endpoint_store import EndpointRecord, EndpointStore
 from agent.kernel.links import LinkError
-from agent.kernel.maps import MapError
 from agent.kernel.podcheck import check_wiring
 from agent.kernel.podnet import (
-    GATEWAY4,
-    GATEWAY6,
-    NameClash,
     PodNetwork,
     Wiring,
     WiringError,
@@ -42,6 +43,7 @@ from cni.protocol import Reply, Request, success
 log = logging.getLogger(__name__)
 
 SYNC_TIMEOUT: Final = 20.0
+ROLLBACK_TIMEOUT: Final = 10.0
 NETWORK: Final = "network"
 
 
@@ -51,7 +53,15 @@ class _Place:
 
     endpoint: int
     ipv4: IPv4Address | None
-    ipv6: object | None
+    ipv6: IPv6Address | None
+
+
+@dataclass(slots=True)
+class _Addition:
+    """An ADD under way. `place` is written by the loop's thread alone."""
+
+    owner: str
+    place: _Place | None = None
 
 
 class EndpointManager:
@@ -71,6 +81,7 @@ class EndpointManager:
         self._network = network
         self._mtu = mtu
         self._reserved: dict[int, str] = {}
+        self._wire_queue = ThreadPoolExecutor(1, thread_name_prefix="wiring")
 
     # ---- start -----------------------------------------------------------------------------------
 
@@ -82,7 +93,6 @@ class EndpointManager:
         """
         devices = {link.name: link for link in self._network.devices()}
         gone = 0
-        self._pool.rest(self._records.released())
         for record in self._records:
             link = devices.get(record.host_name)
             if link is None or link.index != record.host_ifindex:
@@ -93,7 +103,9 @@ class EndpointManager:
                 self._pool.adopt(record.owner, record.addresses)
             except AddressConflict as error:
                 log.error("endpoint %s: %s", record.endpoint, error)
-            self._loop.store.put_endpoint(_endpoint(record))
+            self._loop.store.put_endpoint(endpoint_of(record))
+        # Those of records that went just now rest too, after the others.
+        self._pool.rest(self._records.released())
         kept = [record.host_name for record in self._records]
         for name in self._network.remove_devices(keep=kept):
             log.info("device %s of an unfinished ADD was removed", name)
@@ -141,10 +153,11 @@ class EndpointManager:
             raise CniError(
                 ErrorCode.TRY_AGAIN_LATER, "the agent does not know the cluster's state yet"
             )
-        place = self._loop.call(lambda: self._reserve(request, owner))
+        addition = _Addition(owner)
         wiring: Wiring | None = None
         try:
-            wiring = self._network.add(
+            place = self._loop.call(lambda: self._reserve(request, addition), in_force=False)
+            wiring = self._wire(
                 netns_fd,
                 WiringRequest(
                     place.endpoint,
@@ -152,20 +165,29 @@ class EndpointManager:
                     request.ifname,
                     self._mtu,
                     place.ipv4,
-                    place.ipv6,  # type: ignore[arg-type]
+                    place.ipv6,
                 ),
             )
             record = self._record_of(request, place, wiring)
             self._loop.call(lambda: self._publish(record))
         except BaseException as error:
-            self._roll_back(place, owner, wiring)
-            raise _as_cni(error) from error
+            self._roll_back(addition, wiring)
+            raise as_cni(error) from error
         log.info("added %s (%s/%s) as endpoint %s: %s", owner, record.namespace, record.pod,
                  record.endpoint, ", ".join(map(str, record.addresses)))  # fmt: skip
-        return success(request, results.merge(request.config.prev_result, _result(request, record)))
+        return success(
+            request, results.merge(request.config.prev_result, result_of(request, record))
+        )
 
-    def _reserve(self, request: Request, owner: str) -> _Place:
+    def _wire(self, netns_fd: int, wanted: WiringRequest) -> Wiring:
+        """One after the other, in order of arrival: the kernel has one lock for all of it, and
+        threads that fight for it are no faster, and unfair (99th percentile 3.6 times the median
+        for 110 pods, 8 at a time, against 1.5 to 2.6)."""
+        return self._wire_queue.submit(self._network.add, netns_fd, wanted).result()
+
+    def _reserve(self, request: Request, addition: _Addition) -> _Place:
         """In the loop: an endpoint id and addresses, held until recorded or rolled back."""
+        owner = addition.owner
         if owner in self._reserved.values():
             raise CniError(ErrorCode.TRY_AGAIN_LATER, f"{owner} is being added already")
         present = self._records.find(request.container_id, request.ifname)
@@ -189,7 +211,8 @@ class EndpointManager:
         except PoolExhausted as error:
             raise CniError(ErrorCode.ADDRESSES_EXHAUSTED, str(error)) from error
         self._reserved[endpoint] = owner
-        return _Place(endpoint, held.ipv4, held.ipv6)
+        addition.place = _Place(endpoint, held.ipv4, held.ipv6)
+        return addition.place
 
     def _new_id(self) -> int:
         """An id that no endpoint has, and that is no reserved origin (enum origin)."""
@@ -202,28 +225,38 @@ class EndpointManager:
         """In the loop: the endpoint exists; its policy is in force when the call returns."""
         self._records.put(record)
         self._reserved.pop(record.endpoint, None)
-        self._loop.store.put_endpoint(_endpoint(record))
+        self._loop.store.put_endpoint(endpoint_of(record))
 
-    def _roll_back(self, place: _Place, owner: str, wiring: Wiring | None) -> None:
+    def _roll_back(self, addition: _Addition, wiring: Wiring | None) -> None:
+        """Take back whatever there is. The steps are in the loop's queue behind those that they
+        undo, so they also see what a call did that nobody waited for to the end."""
+
         def undo() -> None:
-            self._reserved.pop(place.endpoint, None)
-            self._loop.store.drop_endpoint(place.endpoint)
+            if addition.place is not None:
+                self._loop.store.drop_endpoint(addition.place.endpoint)
 
         def release() -> None:
-            self._records.remove(place.endpoint)
-            self._pool.release(owner)
+            if addition.place is not None:
+                self._records.remove(addition.place.endpoint)
+                self._reserved.pop(addition.place.endpoint, None)
+                self._pool.release(addition.owner)
 
         try:
-            self._loop.call(undo)
+            undone = self._loop.submit(undo, in_force=False)
             if wiring is not None:
                 self._network.delete(wiring.host_name)
-            self._loop.call(release)
+            # Only now may the address be given to another: nothing answers for it any more.
+            released = self._loop.submit(release, in_force=False)
+            for future in (undone, released):
+                future.result(ROLLBACK_TIMEOUT)
         except Exception:
-            # The device keeps its tag without a record: the next start removes it.
-            log.exception("ADD of %s could not be taken back completely", owner)
+            # The device keeps its tag; without a record the next start removes it, and with one
+            # DEL does.
+            log.exception("ADD of %s could not be taken back completely", addition.owner)
 
     def _delete(self, container_id: str, ifname: str) -> None:
-        record = self._loop.call(lambda: self._withdraw(container_id, ifname))
+        # Should the maps not be written now, the next comparison clears them; the device goes now.
+        record = self._loop.call(lambda: self._withdraw(container_id, ifname), in_force=False)
         if record is None:
             return
         try:
@@ -233,7 +266,7 @@ class EndpointManager:
                 ErrorCode.TRY_AGAIN_LATER, f"delete {record.host_name}: {error}"
             ) from error
         # Only now may the address be given to another: nothing answers for it any more.
-        self._loop.call(lambda: self._forget(record))
+        self._loop.call(lambda: self._forget(record), in_force=False)
         log.info("deleted %s, endpoint %s", record.owner, record.endpoint)
 
     def _withdraw(self, container_id: str, ifname: str) -> EndpointRecord | None:
@@ -248,7 +281,9 @@ class EndpointManager:
         self._pool.release(record.owner)
 
     def _check(self, request: Request, netns_fd: int) -> Reply:
-        record = self._loop.call(lambda: self._records.find(request.container_id, request.ifname))
+        record = self._loop.call(
+            lambda: self._records.find(request.container_id, request.ifname), in_force=False
+        )
         if record is None:
             raise CniError(
                 ErrorCode.UNKNOWN_CONTAINER,
@@ -258,8 +293,11 @@ class EndpointManager:
             found = [str(one) for one in check_wiring(netns_fd, record)]
         except OSError as error:
             raise CniError(ErrorCode.CHECK_FAILED, f"{record.owner}: {error}") from error
-        if not self._loop.datapath.attached(record.host_ifindex):
-            found.append(f"device {record.host_name}: the programs are not attached")
+        try:
+            if not self._loop.datapath.attached(record.host_ifindex):
+                found.append(f"device {record.host_name}: the programs are not attached")
+        except RtnlError as error:
+            found.append(f"device {record.host_name}: {error}")
         if found:
             raise CniError(
                 ErrorCode.CHECK_FAILED,
@@ -282,7 +320,7 @@ class EndpointManager:
 
         failures = []
         threads = []
-        for record in self._loop.call(stale):
+        for record in self._loop.call(stale, in_force=False):
 
             def remove(one: EndpointRecord = record) -> None:
                 try:
@@ -304,7 +342,7 @@ class EndpointManager:
         problem = self._loop.problems.get("datapath")
         if problem is not None:
             raise CniError(ErrorCode.LIMITED, f"the datapath is not up to date: {problem}")
-        for usage in self._loop.call(self._pool.usage):
+        for usage in self._loop.call(self._pool.usage, in_force=False):
             if usage.used >= usage.capacity:
                 raise CniError(
                     ErrorCode.UNAVAILABLE, f"no address is left of {', '.join(usage.cidrs)}"
@@ -324,60 +362,9 @@ class EndpointManager:
             pod_mac=wiring.pod_mac,
             mtu=self._mtu,
             ipv4=place.ipv4,
-            ipv6=place.ipv6,  # type: ignore[arg-type]
+            ipv6=place.ipv6,
             namespace=pod.namespace if pod else "",
             pod=pod.name if pod else "",
             pod_uid=pod.uid if pod else "",
             attributes={NETWORK: request.config.name},
         )
-
-
-def _endpoint(record: EndpointRecord) -> Endpoint:
-    return Endpoint(
-        id=record.endpoint,
-        container_id=record.container_id,
-        ifname=record.ifname,
-        namespace=record.namespace,
-        pod=record.pod,
-        pod_uid=record.pod_uid,
-        ipv4=str(record.ipv4) if record.ipv4 else "",
-        ipv6=str(record.ipv6) if record.ipv6 else "",
-        mac=record.pod_mac,
-        host_mac=record.host_mac,
-        device=record.host_name,
-        ifindex=record.host_ifindex,
-    )
-
-
-def _result(request: Request, record: EndpointRecord) -> results.Result:
-    ips = []
-    routes = []
-    if record.ipv4 is not None:
-        ips.append(results.IPConfig(IPv4Interface(f"{record.ipv4}/32"), GATEWAY4, 1))
-        routes.append(results.Route(IPv4Network("0.0.0.0/0"), GATEWAY4))
-    if record.ipv6 is not None:
-        ips.append(results.IPConfig(IPv6Interface(f"{record.ipv6}/128"), GATEWAY6, 1))
-        routes.append(results.Route(IPv6Network("::/0"), GATEWAY6))
-    return results.Result(
-        interfaces=(
-            results.Interface(record.host_name, record.host_mac, "", record.mtu),
-            results.Interface(record.ifname, record.pod_mac, request.netns, record.mtu),
-        ),
-        ips=tuple(ips),
-        routes=tuple(routes),
-        dns=request.config.dns,
-    )
-
-
-def _as_cni(error: BaseException) -> BaseException:
-    match error:
-        case CniError() | LoopStopped() | TimeoutError():
-            return error
-        case NameClash():
-            return CniError(ErrorCode.INTERFACE_EXISTS, str(error))
-        case MapError():
-            return CniError(ErrorCode.CAPACITY_EXCEEDED, str(error))
-        case WiringError() | LinkError() | OSError():
-            return CniError(ErrorCode.IO_FAILURE, str(error))
-        case _:
-            return error

@@ -146,11 +146,13 @@ class Inspector:
             )  # fmt: skip
         port = 0 if query.protocol in (1, 58) else query.port
         explained = naive.explain(
-            self._loop.store.policies.values() if not self._loop.refused else self._loop.desired.repository.policies(),
+            self._loop.store.policies.values(),
             _facts(subject, self._loop.store),
             naive.Remote(
                 other.address,
-                _facts(other, self._loop.store) if other.pod is not None or other.endpoint else None,
+                _facts(other, self._loop.store)
+                if other.pod is not None or other.endpoint
+                else None,
                 other.is_node,
             ),
             naive.Packet(PolicyDirection(int(direction)), query.protocol, port),
@@ -162,7 +164,10 @@ class Inspector:
         if explained.nearest is not None:
             near = explained.nearest
             nearest = RuleMention(
-                f"{near.rule.namespace}/{near.rule.name}", near.rule.index, (near.reason,), near.rule.kind
+                f"{near.rule.namespace}/{near.rule.name}",
+                near.rule.index,
+                (near.reason,),
+                near.rule.kind,
             )
         agrees = not kernel.available or (
             kernel.allowed == explained.decision.allowed
@@ -196,17 +201,22 @@ class Inspector:
             # As if it came by the stack: the function is the one that local delivery runs.
             came_by = sender.ifindex if sender else 0 if source.is_node else _ELSEWHERE
             macs = mac_bytes(receiver.host_mac), mac_bytes(receiver.mac)
-            allowed_bit, decided_bit = ProbeBit.PROBE_INGRESS_ALLOWED, ProbeBit.PROBE_INGRESS_DECIDED
+            allowed_bit, decided_bit = (
+                ProbeBit.PROBE_INGRESS_ALLOWED,
+                ProbeBit.PROBE_INGRESS_DECIDED,
+            )
             answer = ProbeAnswer.PROBE_INGRESS_RULE
-        packet = probe_packet(source.address, destination.address, query.protocol, query.port, *macs)
+        packet = probe_packet(
+            source.address, destination.address, query.protocol, query.port, *macs
+        )
         try:
             run = self._loop.datapath.probe(program, packet, ifindex, came_by)
         except BpfError as error:
             return KernelVerdict(False, note=str(error)), 0
         decided = run.context.cb[ProbeAnswer.PROBE_DECIDED]
         if not decided & decided_bit:
-            reason = drop_reason_name(run.context.cb[ProbeAnswer.PROBE_REASON])
-            return KernelVerdict(True, False, "", reason, "dropped before policy"), 0
+            dropped = drop_reason_name(run.context.cb[ProbeAnswer.PROBE_REASON])
+            return KernelVerdict(True, False, "", dropped, "dropped before policy"), 0
         number = run.context.cb[answer]
         reason = run.context.cb[ProbeAnswer.PROBE_REASON]
         allowed = bool(decided & allowed_bit)
@@ -218,7 +228,7 @@ class Inspector:
         """A rule number in words."""
         if number in RESERVED_RULE_NAMES:
             return RESERVED_RULE_NAMES[number]
-        ref = self._loop.desired.packer.rule_names().get(number)
+        ref = self._loop.desired.packer.rule_ref(number)
         return rule_text(ref) if ref else f"rule {number}"
 
     # ---- check -----------------------------------------------------------------------------------
@@ -238,9 +248,15 @@ class Inspector:
             for key in [*delta.upserts, *delta.deletes]:
                 found.append(
                     CheckDifference(
-                        name, Direction.UNKNOWN, _key_text(name, key), 0, 0, 0,
-                        _value_text(name, wanted.get(key)), _value_text(name, actual.get(key)),
-                    )  # fmt: skip
+                        name,
+                        Direction.UNKNOWN,
+                        _key_text(name, key),
+                        0,
+                        0,
+                        0,
+                        _value_text(name, wanted.get(key)),
+                        _value_text(name, actual.get(key)),
+                    )
                 )
         records = len(desired.policy_records().keys) // PolicyKey.SIZE
         tables, classes = len(desired.compiler.tables), len(desired.compiler.classes)
@@ -287,11 +303,11 @@ class Inspector:
             )
         return found
 
-    def _verdict_text(self, verdict: object, entry: object) -> str:
+    def _verdict_text(self, verdict: tuple[bool, int] | None, entry: object) -> str:
         if verdict is None:
             return "no entry" if entry is not None else "deny (default deny)"
-        allow, rule = verdict  # type: ignore[misc]
-        return f"{'allow' if allow else 'deny'} ({self.rule_name(rule)})"
+        allow, number = verdict
+        return f"{'allow' if allow else 'deny'} ({self.rule_name(number)})"
 
 
 def rule_text(rule: RuleName) -> str:
@@ -330,9 +346,7 @@ def _entries(keys: bytes, values: bytes, pairs: set[Pair]) -> dict[Pair, list[Nu
             at = number * PolicyVerdict.SIZE
             verdict = PolicyVerdict.unpack(values[at : at + PolicyVerdict.SIZE])
             found.setdefault(pair, []).append(
-                NumberedEntry(
-                    key.protocol, key.port, key.level, bool(verdict.action), verdict.rule
-                )
+                NumberedEntry(key.protocol, key.port, key.level, bool(verdict.action), verdict.rule)
             )
     return found
 

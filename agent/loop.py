@@ -13,40 +13,56 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import dataclass
 from typing import Any, Final, Generic, TypeVar
 
+from agent.admission import Admission, Refusal
+from agent.comparison import ROUNDS, Comparison
 from agent.core.conntrack import Lifetimes
-from agent.core.delta import Delta, MapDelta, PolicyDelta, differences, record_differences
+from agent.core.delta import Delta
 from agent.core.desired import RETIRE_SECONDS, Desired
-from agent.core.events import Event, PolicyRemoved, PolicyUpserted, ResourceKey
-from agent.core.store import Changes, Store
-from agent.kernel.datapath import AGENT_MAPS, Datapath
+from agent.core.events import Event, ResourceKey
+from agent.core.store import Store
+from agent.kernel.datapath import Datapath
 from agent.kernel.maps import MapError
 from agent.kernel.syscall import BpfError
 from identity.allocator import AllocatorError
-from policy.model import NetworkPolicy
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 BATCH_LIMIT: Final = 50_000
 RESYNC_SECONDS: Final = 15.0
+RETRY_SECONDS: Final = 1.0
 CT_SECONDS: Final = 10.0
-_QUIET_SHARE: Final = 100  # a resync that took t is not repeated before 100 t
+SAVE_SECONDS: Final = 1.0
+_QUIET_SHARE: Final = 300  # what took t is not repeated before 300 t
+_NEVER: Final = float("inf")
+_EXPECTED: Final = (MapError, BpfError, AllocatorError, OSError)
+"""What may go wrong with a write. Anything else is a bug, and ends the agent: the datapath stays
+in force, and a restarted agent begins from facts."""
 
 
 class LoopStopped(RuntimeError):
     """The agent is ending; ask the next one."""
 
 
-@dataclass(slots=True)
+class CapacityExceeded(MapError):
+    """A pod cannot be added: its policy finds no room in the kernel."""
+
+
+@dataclass(slots=True, eq=False)
 class _Call(Generic[T]):
     work: Callable[[], T]
     future: Future[T]
+    in_force: bool
     value: T | None = None
+
+
+_Item = tuple[float, Event | _Call[Any] | None]
 
 
 @dataclass(slots=True)
@@ -63,7 +79,7 @@ class LoopCounters:
 
 
 class Loop:
-    """Create it, `adopt`, then `run` in the one thread; `post` and `call` from any other."""
+    """Create it, then `run` in the one thread; `post`, `submit` and `call` from any other."""
 
     def __init__(
         self,
@@ -83,61 +99,91 @@ class Loop:
         self.counters = LoopCounters()
         self.revision = 0
         self.problems: dict[str, str] = {}
-        self.refused: dict[ResourceKey, str] = {}
-        """Policies that are valid but cannot be put in force, with the reason."""
+        """What does not work now, by what it concerns."""
         self.synced = threading.Event()
-        self._good: dict[ResourceKey, NetworkPolicy] = {}
+        self._admission = Admission(store, desired, datapath.capacity)
+        self._comparison = Comparison(desired, datapath)
+        self._behind = False
+        """A write failed: only a whole comparison tells what the kernel holds."""
         self._identity_gc = identity_gc
         self._save_identities = save_identities
-        self._saved_revision = -1
+        self._saved_revision = desired.identities.revision
         self._on_first_sync = on_first_sync
         self._lifetimes = lifetimes or Lifetimes()
         self._clock = clock
-        self._queue: queue.SimpleQueue[Event | _Call[Any] | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[_Item] = queue.SimpleQueue()
+        self._gate = threading.Lock()
         self._stopping = False
-        self._full_sync_due = 0.0
-        self._delete_at: float | None = None
-        self._gc_due = 0.0
-        self._identity_due = 0.0
+        self._rounds_left: list[frozenset[str]] = []
+        self._round_seconds = 0.0
+        self._unused_released = False
+        self._work: dict[str, Callable[[float], float]] = {
+            "retire": self._retire,
+            "resync": self._resync,
+            "connections": self._collect_connections,
+            "identities": self._collect_identities,
+            "save": self._save,
+        }
+        # Nothing is due before the first synchronisation.
+        self._due: dict[str, float] = dict.fromkeys(self._work, _NEVER)
 
     # ---- from any thread -------------------------------------------------------------------------
 
     def post(self, event: Event) -> None:
         """Take an event of a source; returns at once."""
-        self._queue.put(event)
+        self._queue.put((self._clock(), event))
 
-    def submit(self, work: Callable[[], T]) -> Future[T]:
-        """Run `work` in the loop's thread; the future is done once what it changed is in force."""
+    def submit(self, work: Callable[[], T], *, in_force: bool = True) -> Future[T]:
+        """Run `work` in the loop's thread; the future is done once what it changed is in force,
+        and fails if that could not be. Not `in_force`: done at the same time, but never fails for
+        a write, only for what `work` raises."""
         future: Future[T] = Future()
-        if self._stopping:
-            future.set_exception(LoopStopped("the agent is stopping"))
-            return future
-        self._queue.put(_Call(work, future))
+        with self._gate:
+            if self._stopping:
+                future.set_exception(LoopStopped("the agent is stopping"))
+            else:
+                self._queue.put((self._clock(), _Call(work, future, in_force)))
         return future
 
-    def call(self, work: Callable[[], T], timeout: float = 30.0) -> T:
-        """`submit`, and wait. Raises what `work` or the write raised, and TimeoutError."""
-        return self.submit(work).result(timeout)
+    def call(self, work: Callable[[], T], timeout: float = 30.0, *, in_force: bool = True) -> T:
+        """`submit`, and wait. Raises what `work` or the write raised, and TimeoutError: `work` then
+        does not run any more, unless it did already."""
+        future = self.submit(work, in_force=in_force)
+        try:
+            return future.result(timeout)
+        except FutureTimeout:
+            future.cancel()
+            raise
 
     def stop(self) -> None:
         """Make `run` return after the batch it is at."""
-        self._stopping = True
-        self._queue.put(None)
+        with self._gate:
+            self._stopping = True
+        self._queue.put((self._clock(), None))
+
+    @property
+    def refused(self) -> dict[ResourceKey, Refusal]:
+        """Policies that are valid but cannot be put in force."""
+        return self._admission.refused
 
     # ---- the loop --------------------------------------------------------------------------------
 
     def run(self) -> None:
         """Until `stop`. What is in the kernel then stays in force."""
-        while not self._stopping:
-            self._turn(self._next_batch())
-        self._refuse_rest()
-
-    def _next_batch(self) -> list[Event | _Call[Any]]:
-        batch: list[Event | _Call[Any]] = []
         try:
-            item = self._queue.get(timeout=max(self._next_due() - self._clock(), 0.0))
+            while not self._stopping:
+                self._turn(self._next_batch())
+            if self._due["save"] < _NEVER:
+                self._save_identities()
+        finally:
+            self._refuse_rest()
+
+    def _next_batch(self) -> list[_Item]:
+        batch: list[_Item] = []
+        try:
+            item = self._queue.get(timeout=self._patience())
             while True:
-                if item is not None:
+                if item[1] is not None:
                     batch.append(item)
                 if len(batch) >= BATCH_LIMIT:
                     break
@@ -146,206 +192,208 @@ class Loop:
             pass
         return batch
 
-    def _next_due(self) -> float:
-        due = [self._gc_due, self._identity_due, self._full_sync_due]
-        if self._delete_at is not None:
-            due.append(self._delete_at)
-        return min(due) if self.store.synced else self._clock() + 1.0
+    def _patience(self) -> float:
+        """Seconds until there is something to do without being told."""
+        if not self.store.synced or not self.synced.is_set():
+            return RETRY_SECONDS
+        if self.store.changed:
+            return 0.0
+        return min(max(min(self._due.values()) - self._clock(), 0.0), 3600.0)
 
-    def _turn(self, batch: list[Event | _Call[Any]]) -> None:
-        started = self._clock()
+    def _turn(self, batch: Sequence[_Item]) -> None:
         calls: list[_Call[Any]] = []
-        for item in batch:
-            if isinstance(item, _Call):
-                if item.future.set_running_or_notify_cancel():
-                    try:
-                        item.value = item.work()
+        try:
+            for _, item in batch:
+                if isinstance(item, _Call):
+                    if _perform(item):
                         calls.append(item)
-                    except BaseException as error:  # the caller's to judge
-                        item.future.set_exception(error)
-            else:
-                self.store.apply(item)
-        failure = self._reconcile() if self.store.synced else None
+                elif item is not None:
+                    self.store.apply(item)
+            failure = self._reconcile() if self.store.synced else None
+        except BaseException as error:
+            for _, item in batch:
+                if isinstance(item, _Call) and not item.future.done():
+                    item.future.set_exception(error)
+            raise
         for call in calls:
-            if failure is None:
-                call.future.set_result(call.value)
-            else:
+            if failure is not None and call.in_force:
                 call.future.set_exception(failure)
+            else:
+                call.future.set_result(call.value)
         if batch:
-            self.counters.last_implementation = self._clock() - started
-        if self.store.synced:
+            self.counters.last_implementation = self._clock() - batch[0][0]
+        if self.synced.is_set():
             self._housekeeping()
+
+    # ---- writing ---------------------------------------------------------------------------------
 
     def _reconcile(self) -> Exception | None:
         """Bring the kernel in step with the facts; gives what went wrong, if anything did."""
-        changes = self.store.take_changes()
         first = not self.synced.is_set()
-        if not changes and not first:
+        if not (self.store.changed or first):
             return None
-        try:
-            delta = self._compute(changes)
-            if first:
-                self.sync_whole(delete=False)
-                self._on_first_sync()
-                self._full_sync_due = self._clock() + RETIRE_SECONDS
-            elif delta:
-                self.datapath.apply(delta)
-        except (MapError, BpfError, AllocatorError) as error:
-            self.counters.failures += 1
-            self.problems["datapath"] = str(error)
-            log.error("the kernel was not brought up to date: %s", error)
-            # What of it was written is found by comparison; what was in force still is.
-            self._full_sync_due = self._clock() + 1.0
-            return error
+        try:  # pods that are added now can still be refused
+            added = self.store.endpoints.keys() - self.desired.tables.keys()
+            delta = self._admission.take(self._clock())
+            overflow = self._admission.overflow()
+            self._note("capacity", overflow)
+            if overflow is not None and added and not first:
+                raise CapacityExceeded(overflow)
+            self._write(delta, first, compare=overflow is not None)
+        except _EXPECTED as error:
+            return self._failed(error)
+        if first:
+            self._first_sync_done()
+        return None
+
+    def _write(self, delta: Delta | None, first: bool, compare: bool) -> None:
+        if first:
+            self.sync_whole(delete=False)
+            self._on_first_sync()
+        elif delta is None or compare or self._behind:
+            self.sync_whole(delete=self._behind)
+        elif delta:
+            self.datapath.apply(delta)
+            self.desired.written()
         self.problems.pop("datapath", None)
         self.revision += 1
         self.counters.transactions += 1
-        if self.desired.retiring and self._delete_at is None:
-            self._delete_at = self._clock() + RETIRE_SECONDS
-        if first:
-            log.info(
-                "in force: %d endpoints, %d policies",
-                len(self.store.endpoints),
-                len(self.store.policies),
-            )
-            self.synced.set()
-        return None
+        if self.desired.retiring and self._due["retire"] == _NEVER:
+            self._due["retire"] = self._clock() + RETIRE_SECONDS
+        if self.desired.identities.revision != self._saved_revision:
+            self._due["save"] = min(self._due["save"], self._clock() + SAVE_SECONDS)
 
-    def _compute(self, changes: Changes) -> Delta:
-        delta = self.desired.update(self.store, changes, self._clock())
-        if self.desired.entries > self.datapath.capacity("policy"):
-            delta = self._refuse_policies(changes)
-        for key in changes.policies:
-            policy = self.store.policies.get(key)
-            if policy is None:
-                self._good.pop(key, None)
-                self.refused.pop(key, None)
-            elif key not in self.refused or self._good.get(key) is not policy:
-                self._good[key] = policy
-        return delta
+    def _failed(self, error: Exception) -> Exception:
+        """What of it was written is found by comparison; what was in force still is."""
+        self.counters.failures += 1
+        self._note("datapath", str(error))
+        log.error("the kernel was not brought up to date: %s", error)
+        self._behind = True
+        self._rounds_left.clear()
+        if self.synced.is_set():
+            self._due["resync"] = self._clock() + RETRY_SECONDS
+        return error
 
-    def _refuse_policies(self, changes: Changes) -> Delta:
-        """The policy table would overflow: take the changed policies back, one after the other,
-        until it does not. Their former state stays in force."""
-        capacity = self.datapath.capacity("policy")
-        merged: Delta | None = None
-        for key in sorted(changes.policies, reverse=True):
-            policy = self.store.policies.get(key)
-            if policy is None or policy is self._good.get(key):
-                continue
-            wanted = self.desired.entries
-            former = self._good.get(key)
-            self.refused[key] = (
-                f"the policy table holds {capacity} entries, and with this policy {wanted} are"
-                " needed: raise bpf.policy_max, or let the policy's selectors match fewer pods"
-            )
-            log.error("%s is not put in force: %s", key, self.refused[key])
-            self.store.apply(PolicyUpserted("", former) if former else PolicyRemoved("", key))
-            self.desired.update(self.store, self.store.take_changes(), self._clock())
-            self.desired.retire(float("inf"))
-            if self.desired.entries <= capacity:
-                break
-        # Some of what the updates gave was taken back: write what is wanted now, by comparison.
-        merged = self.whole_difference(delete=False)
-        return merged
-
-    # ---- comparing everything --------------------------------------------------------------------
-
-    def whole_difference(self, delete: bool) -> Delta:
-        """What makes the kernel's maps equal to what is wanted; without deletes if so asked."""
-        desired, datapath = self.desired, self.datapath
-        delta = Delta()
-        wanted_policy = desired.policy_records()
-        delta.numbers.upserts.update(desired.numbers.take_fresh())
-        delta.policy = record_differences(
-            bytes(wanted_policy.keys),
-            bytes(wanted_policy.values),
-            *datapath.policy_records(),
-            12,
-            8,
+    def _first_sync_done(self) -> None:
+        endpoints, policies = len(self.store.endpoints), len(self.store.policies)
+        log.info("in force: %d endpoints, %d policies", endpoints, policies)
+        now = self._clock()
+        self._due.update(
+            retire=now + RETIRE_SECONDS,
+            resync=now + RETIRE_SECONDS,
+            connections=now,
+            identities=now + self._identity_gc,
         )
-        wanted = {
-            "peers": desired.peer_writes(),
-            "endpoints": desired.endpoint_writes(),
-            "addresses": desired.address_writes(),
-            "devices": desired.device_writes(),
-        }
-        for name, writes in wanted.items():
-            setattr(delta, name, differences(writes, datapath.raw(name)))
-        if not delete:
-            delta.policy.deletes = bytearray()
-            delta.peers.deletes.clear()
-        return delta
+        self.synced.set()
 
     def sync_whole(self, delete: bool) -> int:
         """Compare everything with the kernel and write what differs; gives how many entries."""
-        delta = self.whole_difference(delete)
-        count = len(delta.policy.keys) // 12 + len(delta.policy.deletes) // 12
-        for name in AGENT_MAPS:
-            part: MapDelta = getattr(delta, name)
-            if name != "numbers":
-                count += len(part.upserts) + len(part.deletes)
-        if delta:
-            self.datapath.apply(delta)
-            if count and not delta.verdicts:
-                self.datapath.bump_epoch()
+        count = self._comparison.sync(delete)
+        self._behind = False
+        self.desired.written()
         return count
+
+    def _note(self, name: str, problem: str | None) -> None:
+        self.problems.pop(name, None)
+        if problem is not None:
+            self.problems[name] = problem
 
     # ---- what comes round ------------------------------------------------------------------------
 
     def _housekeeping(self) -> None:
-        now = self._clock()
-        try:
-            if self._delete_at is not None and now >= self._delete_at:
-                self._delete_at = None
-                delta = self.desired.retire(now)
-                if delta:
-                    self.datapath.apply(delta)
-                if self.desired.retiring:
-                    self._delete_at = now + RETIRE_SECONDS
-            if now >= self._full_sync_due:
-                self._resync(now)
-            if now >= self._gc_due:
-                self._collect_connections(now)
-            if now >= self._identity_due:
-                self._identity_due = now + self._identity_gc
-                self.desired.identities.collect(now)
-            if self.desired.identities.revision != self._saved_revision:
-                self._saved_revision = self.desired.identities.revision
-                self._save_identities()
-        except (MapError, BpfError, AllocatorError, OSError) as error:
-            log.exception("housekeeping: %s", error)
-            self._full_sync_due = now + RESYNC_SECONDS
-            self._gc_due = max(self._gc_due, now + 1.0)
+        """Do what is due. Each piece of work gives the time at which it is due again; a failure of
+        one keeps none of the others from its turn."""
+        for name, work in self._work.items():
+            now = self._clock()
+            if self._due[name] > now:
+                continue
+            try:
+                self._due[name] = work(now)
+                self._note(name, None)
+            except _EXPECTED as error:
+                if name in ("retire", "resync"):
+                    self._failed(error)
+                else:
+                    log.error("%s: %s", name, error)
+                self._note(name, str(error))
+                self._due[name] = now + (RETRY_SECONDS if name == "resync" else RESYNC_SECONDS)
 
-    def _resync(self, now: float) -> None:
-        repaired = self.sync_whole(delete=True)
-        took = self._clock() - now
-        self._full_sync_due = self._clock() + max(RESYNC_SECONDS, took * _QUIET_SHARE)
-        if repaired:
+    def _retire(self, now: float) -> float:
+        if self._behind:
+            # The kernel may still point to what nothing wants any more.
+            return now + RETRY_SECONDS
+        delta = self.desired.retire(now)
+        if delta:
+            self.datapath.apply(delta)
+        if self.refused and self._admission.retry(now):
+            self.sync_whole(delete=False)
+        return now + RETIRE_SECONDS if self.desired.retiring else _NEVER
+
+    def _resync(self, now: float) -> float:
+        if not self._rounds_left:
+            self._rounds_left, self._round_seconds = list(ROUNDS), 0.0
+        if self._behind:
+            self._rounds_left.clear()
+            repaired = self.sync_whole(delete=True)
+            self._note("datapath", None)
+        else:
+            # One part at a time, with room for events between them.
+            repaired = self._comparison.sync(True, self._rounds_left.pop(0))
+        self._round_seconds += self._clock() - now
+        if repaired and self._unused_released:
             self.counters.repaired += repaired
-            log.warning(
-                "%d entries of the kernel's maps were not as they should be; repaired", repaired
-            )
+            log.warning("%d entries in the kernel were not as they should be; repaired", repaired)
+        if self._rounds_left:
+            return self._clock()
+        if not self._unused_released:
+            # What a former agent had written and is not wanted any more is gone by now.
+            self._unused_released = True
+            self.desired.release_unused(now)
+        return self._clock() + max(RESYNC_SECONDS, self._round_seconds * _QUIET_SHARE)
 
-    def _collect_connections(self, now: float) -> None:
-        seen, removed = self.datapath.collect_connections(
-            set(self.store.endpoints), self._lifetimes
-        )
+    def _collect_connections(self, now: float) -> float:
+        alive = set(self.store.endpoints)
+        seen, removed = self.datapath.collect_connections(alive, self._lifetimes)
         took = self._clock() - now
         self.counters.connections = seen - removed
         self.counters.connections_removed += removed
         self.counters.gc_seconds += took
-        self._gc_due = self._clock() + max(CT_SECONDS, took * _QUIET_SHARE)
+        return self._clock() + max(CT_SECONDS, took * _QUIET_SHARE)
+
+    def _collect_identities(self, now: float) -> float:
+        self.desired.identities.collect(now)
+        # Numbers may be free again for those that found none; and numbers of classes, tables and
+        # rules have rested.
+        self.store.look_again(self.desired.addresses.problems)
+        if self.refused and self._admission.retry(now, everything=True):
+            self.sync_whole(delete=False)
+        self._due["retire"] = min(self._due["retire"], now)
+        if self.desired.identities.revision != self._saved_revision:
+            self._due["save"] = min(self._due["save"], now)
+        return now + self._identity_gc
+
+    def _save(self, now: float) -> float:
+        revision = self.desired.identities.revision
+        self._save_identities()
+        self._saved_revision = revision
+        return _NEVER
 
     def _refuse_rest(self) -> None:
-        while True:
-            try:
-                item = self._queue.get_nowait()
-            except queue.Empty:
-                return
-            if isinstance(item, _Call):
+        with self._gate:
+            self._stopping = True
+        while not self._queue.empty():
+            _, item = self._queue.get_nowait()
+            if isinstance(item, _Call) and item.future.set_running_or_notify_cancel():
                 item.future.set_exception(LoopStopped("the agent is stopping"))
 
 
-__all__ = ["Iterable", "Loop", "LoopCounters", "LoopStopped", "PolicyDelta"]
+def _perform(call: _Call[Any]) -> bool:
+    """Whether there is a value to answer with."""
+    if not call.future.set_running_or_notify_cancel():
+        return False
+    try:
+        call.value = call.work()
+    except Exception as error:  # the caller's to judge
+        call.future.set_exception(error)
+        return False
+    return True

@@ -18,7 +18,6 @@ from typing import Any, TypeVar
 
 from agent.config import Config
 from agent.core.endpoint import Endpoint
-from agent.core.events import ResourceKey
 from agent.core.flow import Direction, FlowFilter, FlowSubscription, PolicyName
 from agent.core.ipam import AddressPool
 from agent.core.views import (
@@ -29,41 +28,42 @@ from agent.core.views import (
     ExplainQuery,
     Explanation,
     IdentityInfo,
-    MapUsage,
     MetricSample,
     NotFound,
     NotReady,
-    NumberName,
     NumberNames,
     ObjectState,
-    PolicyInfo,
     PolicyList,
     PoolUsage,
     Problem,
-    RejectedInfo,
     SelectorInfo,
     SourceStatus,
 )
-from agent.inspection import Inspector, rule_text
+from agent.inspection import Inspector
+from agent.listing import Listing, texts
 from agent.loop import Loop, LoopStopped
 from agent.telemetry.flows import FlowHub, Names
 from agent.telemetry.metrics import Family, agent_families, kernel_families, loss_family, samples
-from bpf.layouts import Counter, EndpointFlag
+from bpf.layouts import Counter
 from identity.labels import DEFAULT, LabelFilter
-from identity.reserved import Reserved, is_local
-from policy.model import NetworkPolicy, PodPeer
-from policy.model import Direction as PolicyDirection
-from policy.resolve import peer_selector
+from identity.reserved import Reserved
 
 T = TypeVar("T")
-_TIMEOUT = 20.0
+_TIMEOUT = 10.0  # less than the clients' own, so that they hear why
 _KeyT = TypeVar("_KeyT")
 
 
 class View:
     """See agent.core.views.AgentView for what the methods mean."""
 
-    def __init__(self, config: Config, loop: Loop, pool: AddressPool, hub: FlowHub) -> None:
+    def __init__(
+        self,
+        config: Config,
+        loop: Loop,
+        pool: AddressPool,
+        hub: FlowHub,
+        log_lines: Callable[[], Iterable[str]] = lambda: (),
+    ) -> None:
         self._config = config
         self._loop = loop
         self._pool = pool
@@ -71,6 +71,8 @@ class View:
         self._started = time.monotonic()
         label_filter = LabelFilter.of(config.labels) if config.labels else DEFAULT
         self._inspector = Inspector(loop, label_filter)
+        self._listing = Listing(loop)
+        self._log = log_lines
 
     def names(self) -> Names:
         """Live names for flows."""
@@ -89,7 +91,9 @@ class View:
 
     def endpoints(self) -> Sequence[EndpointInfo]:
         return self._ask(
-            lambda: [self._endpoint(one) for _, one in sorted(self._loop.store.endpoints.items())]
+            lambda: [
+                self._listing.endpoint(one) for _, one in sorted(self._loop.store.endpoints.items())
+            ]
         )
 
     def endpoint(self, key: str) -> EndpointInfo:
@@ -97,19 +101,19 @@ class View:
             for one in self._loop.store.endpoints.values():
                 names = (str(one.id), f"{one.namespace}/{one.pod}", one.ipv4, one.ipv6, one.device)
                 if key in names or key == one.container_id:
-                    return self._endpoint(one)
+                    return self._listing.endpoint(one)
             raise NotFound(f"no endpoint has the id, pod, address or device {key!r}")
 
         return self._ask(find)
 
     def identities(self) -> Sequence[IdentityInfo]:
-        return self._ask(self._identities)
+        return self._ask(self._listing.identities)
 
     def policies(self) -> PolicyList:
-        return self._ask(self._policies)
+        return self._ask(self._listing.policies)
 
     def selectors(self) -> Sequence[SelectorInfo]:
-        return self._ask(self._selectors)
+        return self._ask(self._listing.selectors)()
 
     def explain(self, query: ExplainQuery) -> Explanation:
         self._need_sync()
@@ -120,7 +124,7 @@ class View:
         return self._ask(lambda: self._inspector.check(repair))
 
     def numbers(self) -> NumberNames:
-        return self._ask(self._numbers)
+        return self._ask(self._listing.numbers)
 
     def metrics(self) -> Sequence[MetricSample]:
         return samples(self.families())
@@ -160,6 +164,20 @@ class View:
         yield write("numbers.json", asdict(self.numbers()))
         yield write("metrics.json", [asdict(one) for one in self.metrics()])
 
+        yield DumpFile("agent.log", "".join(f"{line}\n" for line in self._log()).encode())
+
+    def healthy(self) -> tuple[bool, str]:
+        """For /healthz: whether policy is in force and the loop answers, and a line of text."""
+        try:
+            status = self.status()
+        except NotReady as error:
+            return False, str(error)
+        if status.ready:
+            return True, "ok"
+        return False, "; ".join(f"{one.what}: {one.message}" for one in status.problems) or (
+            "the cluster's state is not known yet"
+        )
+
     def monitor(self, wanted: FlowFilter, last: int, follow: bool) -> FlowSubscription:
         return self._hub.subscribe(wanted, last, follow)
 
@@ -167,9 +185,9 @@ class View:
 
     def _status(self) -> AgentStatus:
         loop, store = self._loop, self._loop.store
-        endpoints = [self._endpoint(one) for one in store.endpoints.values()]
+        endpoints = [self._listing.endpoint(one) for one in store.endpoints.values()]
         problems = [Problem(name, text) for name, text in loop.problems.items()]
-        problems += [Problem(str(key), text) for key, text in loop.refused.items()]
+        problems += [Problem(str(key), one.reason) for key, one in loop.refused.items()]
         problems += [
             Problem(f"pod {'/'.join(key)}", text)
             for key, text in loop.desired.addresses.problems.items()
@@ -193,7 +211,7 @@ class View:
                 for name, state in store.sources.items()
             ),
             problems=tuple(problems),
-            maps=self._maps(),
+            maps=self._listing.maps(),
             pools=tuple(
                 PoolUsage(f"ipv{one.version}", ",".join(one.cidrs), one.used, one.capacity)
                 for one in self._pool.usage()
@@ -202,185 +220,23 @@ class View:
             endpoints=len(endpoints),
             endpoints_pending=sum(one.status is ObjectState.PENDING for one in endpoints),
             endpoints_failed=sum(one.status is ObjectState.FAILED for one in endpoints),
-            identities=len(loop.desired.identities.items()),
-            policies=len(store.policies),
+            identities=len(self._listing.identities()),
+            policies=len(store.policies.keys() | loop.refused.keys()),
             policies_failed=len(loop.refused),
             rejected=len(store.rejections),
             events_lost=loop.datapath.counters()[Counter.COUNTER_EVENTS_LOST],
         )
-
-    def _maps(self) -> tuple[MapUsage, ...]:
-        desired, datapath = self._loop.desired, self._loop.datapath
-        entries = {
-            "policy": desired.entries,
-            "peers": len(desired.ipcache.entries()),
-            "endpoints": len(self._loop.store.endpoints),
-            "ct": self._loop.counters.connections,
-        }
-        return tuple(MapUsage(name, used, datapath.capacity(name)) for name, used in entries.items())
-
-    def _endpoint(self, one: Endpoint) -> EndpointInfo:
-        desired = self._loop.desired
-        policy, tables = desired.endpoint_policy(one.id), desired.tables.get(one.id)
-        known = one.pod_key in self._loop.store.pods
-        state, status = "ready", ObjectState.DONE
-        reason = ""
-        if policy is None:
-            state, status = "not-ready", ObjectState.PENDING
-            reason = "the cluster's state is not known yet"
-        elif not known:
-            state = "waiting-for-identity"
-            reason = "the pod's labels are not known: all is denied but the node"
-        return EndpointInfo(
-            id=one.id,
-            namespace=one.namespace,
-            pod=one.pod,
-            state=state,
-            status=status,
-            identity=desired.addresses.identity_of(one.pod_key),
-            reason=reason,
-            labels=_texts(desired.addresses.labels_of(one.pod_key)),
-            ipv4=one.ipv4,
-            ipv6=one.ipv6,
-            mac=one.mac,
-            device=one.device,
-            ifindex=one.ifindex,
-            container_id=one.container_id,
-            ingress_enforced=bool(policy and policy.flags & EndpointFlag.ENDPOINT_INGRESS_ENFORCED),
-            egress_enforced=bool(policy and policy.flags & EndpointFlag.ENDPOINT_EGRESS_ENFORCED),
-            ingress_policies=self._isolating(one, PolicyDirection.INGRESS),
-            egress_policies=self._isolating(one, PolicyDirection.EGRESS),
-            ingress_table=desired.table_number(tables.ingress) if tables else 0,
-            egress_table=desired.table_number(tables.egress) if tables else 0,
-        )
-
-    def _isolating(self, one: Endpoint, direction: PolicyDirection) -> tuple[str, ...]:
-        pod = self._loop.store.pods.get(one.pod_key)
-        if pod is None:
-            return ()
-        keys = self._loop.desired.repository.isolating(direction, pod.namespace, pod.labels)
-        return tuple(f"{key.namespace}/{key.name}" for key in keys)
-
-    def _identities(self) -> list[IdentityInfo]:
-        found = [
-            IdentityInfo(int(one), "reserved", _texts(one.labels)) for one in Reserved
-        ]
-        identities = self._loop.desired.identities
-        found += [
-            IdentityInfo(
-                number,
-                "cidr" if is_local(number) else "cluster",
-                _texts(labels),
-                identities.references(number),
-            )
-            for number, labels in identities.items().items()
-        ]
-        return found
-
-    def _policies(self) -> PolicyList:
-        loop = self._loop
-        users: dict[Any, int] = {}
-        for one in loop.store.endpoints.values():
-            pod = loop.store.pods.get(one.pod_key)
-            if pod is None:
-                continue
-            keys = {
-                key
-                for direction in PolicyDirection
-                for key in loop.desired.repository.isolating(direction, pod.namespace, pod.labels)
-            }
-            for key in keys:
-                users[key] = users.get(key, 0) + 1
-        return PolicyList(
-            revision=loop.revision,
-            policies=tuple(
-                self._policy(key, policy, users.get(policy.key, 0))
-                for key, policy in sorted(loop.store.policies.items())
-            ),
-            rejected=tuple(
-                RejectedInfo(
-                    one.origin.file,
-                    one.origin.document,
-                    str(one.resource or ""),
-                    one.field,
-                    one.message,
-                    one.resource is not None and one.resource in loop.store.policies,
-                )
-                for _, one in sorted(loop.store.rejections.items(), key=lambda item: str(item[0]))
-            ),
-        )
-
-    def _policy(self, key: ResourceKey, policy: NetworkPolicy, endpoints: int) -> PolicyInfo:
-        refused = self._loop.refused.get(key)
-        done = ObjectState.DONE if self._loop.synced.is_set() else ObjectState.PENDING
-        return PolicyInfo(
-            kind=policy.kind,
-            namespace=policy.namespace,
-            name=policy.name,
-            status=ObjectState.FAILED if refused else done,
-            reason=refused or "",
-            ingress_rules=len(policy.rules(PolicyDirection.INGRESS)),
-            egress_rules=len(policy.rules(PolicyDirection.EGRESS)),
-            types=tuple(one.name.capitalize() for one in sorted(policy.policy_types)),
-            endpoints=endpoints,
-        )
-
-    def _selectors(self) -> list[SelectorInfo]:
-        users: dict[Any, set[str]] = {}
-        for policy in self._loop.desired.repository.policies():
-            for direction in PolicyDirection:
-                for rule in policy.rules(direction):
-                    for peer in rule.peers or ():
-                        if isinstance(peer, PodPeer):
-                            selector = peer_selector(peer, policy.namespace)
-                            users.setdefault(selector, set()).add(f"{policy.namespace}/{policy.name}")
-        identities = self._loop.desired.identities.items()
-        return [
-            SelectorInfo(
-                selector.canonical(),
-                tuple(number for number, labels in identities.items() if selector.matches(labels)),
-                tuple(sorted(names)),
-            )
-            for selector, names in sorted(users.items(), key=lambda item: item[0].canonical())
-        ]
-
-    def _numbers(self) -> NumberNames:
-        desired, store = self._loop.desired, self._loop.store
-        return NumberNames(
-            rules=tuple(
-                NumberName(number, rule_text(ref))
-                for number, ref in desired.packer.rule_names().items()
-            ),
-            tables=tuple(
-                NumberName(number, f"{table.direction.name.lower()}: "
-                           + (", ".join(sorted({f"{r.ref.namespace}/{r.ref.name}" for r in table.rules}))
-                              or "no rules"))
-                for number, table in desired.compiler.tables.items()
-            ),
-            classes=tuple(
-                NumberName(number, one.canonical())
-                for number, one in desired.compiler.classes.items()
-            ),
-            endpoints=tuple(
-                NumberName(number, f"{one.namespace}/{one.pod}")
-                for number, one in store.endpoints.items()
-            ),
-            identities=tuple(
-                NumberName(number, ",".join(_texts(labels)))
-                for number, labels in desired.identities.items().items()
-            ),
-        )  # fmt: skip
 
     # ---- inside ----------------------------------------------------------------------------------
 
     def _labels(self, number: int) -> tuple[str, ...] | None:
         if 0 < number < 256:
             try:
-                return _texts(Reserved(number).labels)
+                return texts(Reserved(number).labels)
             except ValueError:
                 return None
         labels = self._loop.desired.identities.labels(number)
-        return None if labels is None else _texts(labels)
+        return None if labels is None else texts(labels)
 
     def _policy_name(self, number: int) -> PolicyName | None:
         ref = self._loop.desired.packer.rule_ref(number)
@@ -396,7 +252,7 @@ class View:
 
     def _ask(self, question: Callable[[], T]) -> T:
         try:
-            return self._loop.call(question, _TIMEOUT)
+            return self._loop.call(question, _TIMEOUT, in_force=False)
         except LoopStopped as error:
             raise NotReady(str(error)) from error
         except FutureTimeout as error:
@@ -424,10 +280,6 @@ class _Live(Mapping[_KeyT, Any]):
 
 def _pod_of(endpoint: Endpoint | None) -> tuple[str, str] | None:
     return endpoint.pod_key if endpoint is not None and endpoint.pod else None
-
-
-def _texts(labels: Mapping[str, str]) -> tuple[str, ...]:
-    return tuple(f"{key}={value}" if value else key for key, value in labels.items())
 
 
 def _version() -> str:

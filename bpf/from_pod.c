@@ -9,8 +9,6 @@
 #include "lib/deliver.h"
 #include "lib/neighbour.h"
 
-#define TRANSPORT_HEADER 20 /* of TCP; its options are taken from the segment */
-
 /* A reply to a connection that from_uplink handed in: out by the way it came,
  * past the node's connection tracking, which saw none of it. Where the route
  * is not plain (MTU, no neighbour), the stack does it.
@@ -24,7 +22,7 @@ INLINE int reply_to_uplink(struct __sk_buff *ctx, const struct packet *p)
 	fib.ifindex = CTX_LOAD(ctx, ifindex);
 	fib.l4_protocol = p->protocol;
 	/* What will be on the wire is one segment of what is here. */
-	fib.tot_len = p->l4 - p->l3 + (gso ? TRANSPORT_HEADER + gso : p->l4_length);
+	fib.tot_len = p->l4 - p->l3 + (gso ? p->header + gso : p->l4_length);
 	if (p->version == 4) {
 		fib.family = 2; /* AF_INET */
 		fib.ipv4_src = *(__be32 *)(p->source.bytes + 12);
@@ -60,7 +58,7 @@ int from_pod(struct __sk_buff *ctx)
 	p = &scratch->packet;
 	out = &scratch->out;
 	in = &scratch->in;
-	report = &scratch->report;
+	report = &scratch->told[TOLD_END];
 	report->direction = DIRECTION_EGRESS;
 	device = find_device(CTX_LOAD(ctx, ifindex));
 	if (!device) {
@@ -97,6 +95,7 @@ int from_pod(struct __sk_buff *ctx)
 		reason = DROP_UNSUPPORTED_L3;
 		goto refuse;
 	}
+	forget_values();
 	if (reason)
 		goto refuse;
 	if (!valid_source(device, p)) {
@@ -141,10 +140,8 @@ int from_pod(struct __sk_buff *ctx)
 	}
 	if (unlikely(scratch->probe))
 		return answer_probe(ctx, out, in, reason);
-	report_verdict(ctx, p, out);
-	report_verdict(ctx, p, in);
 	if (unlikely(reason))
-		return drop_denied(ctx, p, in->ingress ? in : out, reason);
+		goto refuse;
 
 	reason = commit(ctx, p, out, out_entry, epoch);
 	if (!reason && local)
@@ -156,16 +153,24 @@ int from_pod(struct __sk_buff *ctx)
 	count_packet(ctx, DIRECTION_EGRESS, REASON_FORWARDED);
 	if (local) {
 		count_packet(ctx, DIRECTION_INGRESS, REASON_FORWARDED);
-		report_new(ctx, p, in, OBSERVE_TO_ENDPOINT);
-		return deliver(ctx, local);
+		scratch->observation = OBSERVE_TO_ENDPOINT;
+		scratch->way = WAY_POD;
+	} else {
+		scratch->observation = OBSERVE_TO_STACK;
+		if ((out->reply || out->related) && out_entry && !(out_entry->flags & CT_VIA_STACK))
+			scratch->way = WAY_UPLINK;
 	}
-	report_new(ctx, p, out, OBSERVE_TO_STACK);
-	if ((out->reply || out->related) && out_entry && !(out_entry->flags & CT_VIA_STACK))
-		return reply_to_uplink(ctx, p);
-	return TC_ACT_OK;
+	goto end;
 
 refuse:
 	if (unlikely(scratch->probe))
 		return answer_probe(ctx, NULL, NULL, reason);
-	return drop(ctx, p, report, reason);
+	scratch->way = WAY_NOWHERE;
+end:
+	tell(ctx, scratch, reason);
+	if (local && scratch->way == WAY_POD)
+		return deliver(ctx, local);
+	if (scratch->way == WAY_UPLINK)
+		return reply_to_uplink(ctx, p);
+	return scratch->way == WAY_NOWHERE ? TC_ACT_SHOT : TC_ACT_OK;
 }

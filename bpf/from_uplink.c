@@ -8,11 +8,16 @@
 #include <uapi/linux/if_packet.h>
 #include "lib/deliver.h"
 
+/* Not ours to decide: on to the next program at this hook, then to the stack.
+ * The device is the node's, so others may be attached to it too.
+ */
+#define PASS TC_ACT_UNSPEC
+
 int from_uplink(struct __sk_buff *ctx)
 {
 	struct scratch *scratch = new_scratch();
 	struct ct_entry *entry = NULL;
-	struct local_address *local;
+	struct local_address *local = NULL;
 	struct report *report;
 	struct passage *in;
 	struct packet *p;
@@ -22,14 +27,14 @@ int from_uplink(struct __sk_buff *ctx)
 	if (!scratch)
 		return TC_ACT_SHOT;
 	if (unlikely(CTX_LOAD(ctx, pkt_type) == PACKET_OTHERHOST))
-		return TC_ACT_OK; /* a flooded frame: not for this node */
+		return PASS; /* a flooded frame: not for this node */
 	scratch->probe = is_probe(ctx);
 	forget_values();
 	p = &scratch->packet;
 	in = &scratch->in;
 	in->ingress = 1;
 	in->origin = ORIGIN_ADDRESS;
-	report = &scratch->report;
+	report = &scratch->told[TOLD_END];
 	report->direction = DIRECTION_INGRESS;
 	report->observation = OBSERVE_FROM_NETWORK;
 	switch (bpf_ntohs(CTX_LOAD(ctx, protocol))) {
@@ -40,10 +45,11 @@ int from_uplink(struct __sk_buff *ctx)
 		reason = parse_ipv6(ctx, p);
 		break;
 	default:
-		return TC_ACT_OK;
+		return PASS;
 	}
+	forget_values();
 	if (CTX_LOAD(ctx, vlan_present))
-		return TC_ACT_OK; /* of another link; its own device sees it */
+		return PASS; /* of another link; its own device sees it */
 	/* The addresses come first in a header that may be broken later on. */
 	if (p->version && find_local(&p->source)) {
 		reason = DROP_INVALID_SOURCE_IP;
@@ -51,14 +57,12 @@ int from_uplink(struct __sk_buff *ctx)
 	}
 	local = p->version ? find_local(&p->destination) : NULL;
 	if (!local || local->kind != LOCAL_POD)
-		return TC_ACT_OK; /* the node's own to judge */
+		return PASS; /* the node's own to judge */
 	report->endpoint = in->endpoint = local->endpoint;
 	if (reason)
 		goto refuse;
-	if (unlikely(p->icmp == ICMP_NEIGHBOUR || p->icmp == ICMP_MULTICAST)) {
-		reason = DROP_FORBIDDEN_ICMP6;
-		goto refuse;
-	}
+	if (unlikely(p->icmp == ICMP_NEIGHBOUR || p->icmp == ICMP_MULTICAST))
+		return PASS; /* of that link; to_pod lets none of it into a pod */
 	if (unlikely(p->fragment)) {
 		reason = resolve_fragment(ctx, p, 0);
 		if (reason)
@@ -72,22 +76,27 @@ int from_uplink(struct __sk_buff *ctx)
 	if (entry && entry->flags & CT_VIA_STACK) {
 		if (unlikely(p->fragment == FRAGMENT_FIRST && p->icmp != ICMP_ERROR))
 			remember_fragment(ctx, p, 0);
-		return TC_ACT_OK;
+		return PASS;
 	}
-	report_verdict(ctx, p, in);
 	if (unlikely(reason))
-		return drop_denied(ctx, p, in, reason);
+		goto refuse;
 	reason = commit(ctx, p, in, entry, epoch);
 	if (unlikely(reason))
 		goto refuse;
 	if (unlikely(p->fragment == FRAGMENT_FIRST && p->icmp != ICMP_ERROR))
 		remember_fragment(ctx, p, 0);
 	count_packet(ctx, DIRECTION_INGRESS, REASON_FORWARDED);
-	report_new(ctx, p, in, OBSERVE_TO_ENDPOINT);
-	return deliver(ctx, local);
+	scratch->observation = OBSERVE_TO_ENDPOINT;
+	scratch->way = WAY_POD;
+	goto end;
 
 refuse:
 	if (unlikely(scratch->probe))
 		return answer_probe(ctx, NULL, NULL, reason);
-	return drop(ctx, p, report, reason);
+	scratch->way = WAY_NOWHERE;
+end:
+	tell(ctx, scratch, reason);
+	if (local && scratch->way == WAY_POD)
+		return deliver(ctx, local);
+	return scratch->way == WAY_NOWHERE ? TC_ACT_SHOT : PASS;
 }

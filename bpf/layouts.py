@@ -430,7 +430,7 @@ class CtFlag(IntEnum):
     CT_FIN_ORIGINAL = 8
     CT_FIN_REPLY = 16
     CT_RST = 32
-    CT_DENIED = 64  # the verdict, looked up again, was a denial
+    CT_DENIED = 64  # what the verdict was, looked up again under this epoch
 
 
 class Origin(IntEnum):
@@ -639,7 +639,6 @@ class Counter(IntEnum):
     COUNTER_CT_OVERFLOW = 1  # new connections kept in the overflow table
     COUNTER_CT_CREATED = 2
     COUNTER_CT_REVALIDATED = 3
-    COUNTER_POLICY_LOOKUPS = 4
     COUNTERS = 8
 
 

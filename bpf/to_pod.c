@@ -57,7 +57,7 @@ int to_pod(struct __sk_buff *ctx)
 	in = &scratch->in;
 	in->ingress = 1;
 	in->flags = CT_VIA_STACK;
-	report = &scratch->report;
+	report = &scratch->told[TOLD_END];
 	report->direction = DIRECTION_INGRESS;
 	device = find_device(CTX_LOAD(ctx, ifindex));
 	if (!device) {
@@ -77,6 +77,7 @@ int to_pod(struct __sk_buff *ctx)
 	default:
 		reason = DROP_UNSUPPORTED_L3;
 	}
+	forget_values();
 	if (reason)
 		goto refuse;
 	reason = find_origin(ctx, p, in);
@@ -100,20 +101,22 @@ int to_pod(struct __sk_buff *ctx)
 	reason = check(ctx, p, in, &entry, epoch, &scratch->probe);
 	if (unlikely(scratch->probe))
 		return answer_probe(ctx, NULL, in, reason);
-	report_verdict(ctx, p, in);
 	if (unlikely(reason))
-		return drop_denied(ctx, p, in, reason);
+		goto refuse;
 	reason = commit(ctx, p, in, entry, epoch);
 	if (unlikely(reason))
 		goto refuse;
 	if (unlikely(p->fragment == FRAGMENT_FIRST && p->icmp != ICMP_ERROR))
 		remember_fragment(ctx, p, 1);
 	count_packet(ctx, DIRECTION_INGRESS, REASON_FORWARDED);
-	report_new(ctx, p, in, OBSERVE_TO_ENDPOINT);
-	return TC_ACT_OK;
+	scratch->observation = OBSERVE_TO_ENDPOINT;
+	goto end;
 
 refuse:
 	if (unlikely(scratch->probe))
 		return answer_probe(ctx, NULL, NULL, reason);
-	return drop(ctx, p, report, reason);
+	scratch->way = WAY_NOWHERE;
+end:
+	tell(ctx, scratch, reason);
+	return scratch->way == WAY_NOWHERE ? TC_ACT_SHOT : TC_ACT_OK;
 }

@@ -2,8 +2,8 @@
 """Whose address is whose: from pods, endpoints and the node to identities in the address table.
 
 More than one pod may claim an address: a finished one beside its successor, or a stale status. An
-endpoint of this node wins, because its address was given out here; otherwise the first name does, so
-the outcome never depends on the order of events.
+endpoint of this node wins, because its address was given out here; otherwise the first name does.
+So the outcome never depends on the order of events.
 """
 
 from __future__ import annotations

@@ -14,38 +14,37 @@ packet may still be on its way through it, and then deleted.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
 from agent.core.addresses import AddressBook
 from agent.core.columns import ColumnPacker
 from agent.core.delta import Delta, PolicyDelta, Writes
-from agent.core.endpoint import Endpoint, address_bytes, mac_bytes
+from agent.core.endpoint import Endpoint
+from agent.core.local import LocalBook
 from agent.core.numbers import Numbers, fingerprint
 from agent.core.store import Changes, Store
 from bpf.layouts import (
-    Device,
     EndpointFlag,
     EndpointPolicy,
-    LocalAddress,
-    LocalKind,
+    NumberKey,
     NumberKind,
     Peer,
     PeerKey,
     ReservedClass,
 )
 from bpf.maps import U32
-from identity.allocator import IdentityAllocator
-from identity.ipcache import HOST_CLASS, IPCache, NamedPort, PeerClass, Prefix
+from identity.allocator import IdentityAllocator, IdentityExhausted
+from identity.ipcache import HOST_CLASS, IPCache, IPCacheDelta, NamedPort, PeerClass, Prefix
 from identity.labels import LabelFilter
-from policy.model import Direction
+from policy.model import Direction, NetworkPolicy, PolicyKey
 from policy.resolve import PolicyCompiler, PolicyRepository, Table
 
 RETIRE_SECONDS: Final = 2.0
 """How long an unused table or class stays: far longer than a packet takes through a program."""
 
 _NO_TABLE: Final = 0
+_FULL_LENGTH: Final = 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +68,7 @@ class Desired:
         self.ipcache = IPCache(
             identities.acquire, lambda number: identities.release(number, self._now)
         )
+        self.local = LocalBook()
         self.addresses = AddressBook(identities, self.ipcache, label_filter)
         self.packer = ColumnPacker(numbers)
         self.tables: dict[int, EndpointTables] = {}
@@ -80,25 +80,33 @@ class Desired:
         self._table_users: Counter[Table] = Counter()
         self._retiring_classes: dict[PeerClass, float] = {}
         self._retiring_tables: dict[Table, float] = {}
-        self._published: dict[int, tuple[Endpoint, bytes]] = {}
-        self._node: frozenset[str] = frozenset()
+        # Tables and classes whose columns have not been written yet.
+        self._unwritten: set[Table | PeerClass] = set()
+        self._published: dict[int, bytes] = {}
         # The node's own stack, known by provenance; its addresses have classes beside it.
         self.compiler.add_class(int(ReservedClass.CLASS_HOST), HOST_CLASS)
 
     # ---- a change --------------------------------------------------------------------------------
 
     def update(self, store: Store, changes: Changes, now: float) -> Delta:
-        """What has to be written after these changes. Raises IdentityExhausted for a block that
-        finds no identity, before anything is changed."""
+        """What has to be written after these changes.
+
+        Raises IdentityExhausted where a policy's block finds no identity, before anything is
+        changed: the caller takes a policy back, and gives all these changes again.
+        """
         self._now = now
         delta = Delta()
         self._change_policies(store, changes)
         touched = self._change_pods(store, changes, now)
         if changes.node_addresses:
-            self._change_node(store.node_addresses, delta)
-        self._change_classes(delta, now)
-        for number in sorted(touched):
-            self._change_endpoint(number, store, delta, now)
+            self.addresses.update_node(store.node_addresses)
+            self.local.set_node(store.node_addresses, delta)
+        self._change_classes(touched, delta, now)
+        # Those that are gone first: another may have their address, or their device's index, now.
+        for number in sorted(touched - store.endpoints.keys()):
+            self._drop_endpoint(number, delta, now)
+        for number in sorted(touched & store.endpoints.keys()):
+            self._change_endpoint(store.endpoints[number], store, delta, now)
         delta.numbers.upserts.update(self.numbers.take_fresh())
         return delta
 
@@ -108,22 +116,43 @@ class Desired:
         delta = Delta()
         for table, since in list(self._retiring_tables.items()):
             if since + RETIRE_SECONDS <= now:
-                del self._retiring_tables[table]
-                number = self._table_numbers.pop(table)
-                for peer_class, column in self.compiler.columns(number).items():
-                    self._unwrite(delta.policy, number, peer_class, column)
-                self.compiler.remove_table(number)
-                self.numbers.release(NumberKind.NUMBER_TABLE, number, now)
+                self._forget_table(table, delta.policy, now)
         for one, since in list(self._retiring_classes.items()):
             if since + RETIRE_SECONDS <= now:
-                del self._retiring_classes[one]
-                number = self._class_numbers.pop(one)
-                for table_number, column in self.compiler.class_columns(number).items():
-                    self._unwrite(delta.policy, table_number, number, column)
-                self.compiler.remove_class(number)
-                self.numbers.release(NumberKind.NUMBER_CLASS, number, now)
-        delta.numbers.deletes.update(self.numbers.take_free(now))
+                self._forget_class(one, delta.policy, now)
+        for key in self.numbers.take_free(now):
+            delta.numbers.deletes.add(key)
+            freed = NumberKey.unpack(key)
+            if freed.kind == NumberKind.NUMBER_RULE:
+                self.packer.forget(freed.number)
         return delta
+
+    def written(self) -> None:
+        """All that was to be written up to now is in the kernel."""
+        self._unwritten.clear()
+
+    def abandon(self, now: float) -> bool:
+        """Forget tables and classes that nothing uses and that never reached the kernel.
+
+        Gives whether there were any: a delta that was not written yet may then hold their columns.
+        """
+        before = len(self._unwritten)
+        nothing = PolicyDelta()
+        for table in [one for one in self._retiring_tables if one in self._unwritten]:
+            self._forget_table(table, nothing, now)
+        for one in [one for one in self._retiring_classes if one in self._unwritten]:
+            self._forget_class(one, nothing, now)
+        return len(self._unwritten) != before
+
+    def release_unused(self, now: float) -> None:
+        """Let the numbers rest that a former agent used and this one does not: what it had written
+        under them is deleted."""
+        for kind, used in (
+            (NumberKind.NUMBER_CLASS, self._class_numbers.values()),
+            (NumberKind.NUMBER_TABLE, self._table_numbers.values()),
+            (NumberKind.NUMBER_RULE, self.packer.used_numbers),
+        ):
+            self.numbers.release_unused(kind, frozenset(used), now)
 
     @property
     def retiring(self) -> bool:
@@ -134,18 +163,15 @@ class Desired:
 
     def endpoint_writes(self) -> Writes:
         """The whole map ``endpoints``."""
-        return {U32.pack(number): value for number, (_, value) in self._published.items()}
+        return {U32.pack(number): value for number, value in self._published.items()}
 
     def device_writes(self) -> Writes:
         """The whole map ``devices``."""
-        return dict(_device(endpoint) for endpoint, _ in self._published.values())
+        return self.local.device_writes()
 
     def address_writes(self) -> Writes:
         """The whole map ``addresses``."""
-        writes = dict(_node_address(address) for address in self._node)
-        for endpoint, _ in self._published.values():
-            writes.update(_local_addresses(endpoint))
-        return writes
+        return self.local.address_writes()
 
     def peer_writes(self) -> Writes:
         """The whole map ``peers``."""
@@ -155,8 +181,7 @@ class Desired:
         """The whole map ``policy``, as upserts."""
         whole = PolicyDelta()
         for number in self.compiler.tables:
-            for peer_class, column in self.compiler.columns(number).items():
-                self.packer.pack(whole, number, peer_class, column)
+            self.packer.pack_table(whole, number, self.compiler.columns(number))
         return whole
 
     def class_number(self, one: PeerClass) -> int:
@@ -170,21 +195,31 @@ class Desired:
     def endpoint_policy(self, number: int) -> EndpointPolicy | None:
         """What the map ``endpoints`` must hold for an endpoint."""
         published = self._published.get(number)
-        return EndpointPolicy.unpack(published[1]) if published else None
+        return EndpointPolicy.unpack(published) if published else None
 
     # ---- parts -----------------------------------------------------------------------------------
 
     def _change_policies(self, store: Store, changes: Changes) -> None:
         if not changes.policies:
             return
+        former = {}
         for key in changes.policies:
-            policy = store.policies.get(key)
-            if policy is None:
-                self.repository.remove(key)  # type: ignore[arg-type]
-            else:
-                self.repository.upsert(policy)
-        self.ipcache.set_blocks(self.repository.blocks())
+            name, policy = PolicyKey(*key), store.policies.get(key)
+            former[name] = self.repository.get(name)
+            self._put_policy(name, policy)
+        try:
+            self.ipcache.set_blocks(self.repository.blocks())
+        except IdentityExhausted:
+            for name, before in former.items():
+                self._put_policy(name, before)
+            raise
         self.ipcache.set_port_names(self.repository.port_names())
+
+    def _put_policy(self, key: PolicyKey, policy: NetworkPolicy | None) -> None:
+        if policy is None:
+            self.repository.remove(key)
+        else:
+            self.repository.upsert(policy)
 
     def _change_pods(self, store: Store, changes: Changes, now: float) -> set[int]:
         """Identities of changed pods; gives the endpoints whose policy may be another."""
@@ -204,55 +239,60 @@ class Desired:
             )
         return touched
 
-    def _change_node(self, addresses: frozenset[str], delta: Delta) -> None:
-        self.addresses.update_node(addresses)
-        for address in self._node - addresses:
-            delta.addresses.drop(address_bytes(address))
-        for address in addresses - self._node:
-            delta.addresses.put(*_node_address(address))
-        self._node = addresses
-
-    def _change_classes(self, delta: Delta, now: float) -> None:
+    def _change_classes(self, touched: set[int], delta: Delta, now: float) -> None:
         changed = self.ipcache.resolve()
         for one in changed.classes_added:
             self._retiring_classes.pop(one, None)
             self._add_class(one, delta)
-        for one in changed.classes_removed:
+        # A node's address may have the host's class; the host has it with or without an address.
+        for one in changed.classes_removed - {HOST_CLASS}:
             self._retiring_classes[one] = now
         for prefix, one in changed.upserts.items():
             delta.peers.put(*self._peer(prefix, one))
         for prefix in changed.deletes:
             delta.peers.drop(_peer_key(prefix))
-        if changed:
-            # An endpoint's entry names the classes of its own addresses.
-            for number, (endpoint, value) in list(self._published.items()):
-                fresh = self._endpoint_value(endpoint, self.tables[number])
-                if fresh != value:
-                    self._published[number] = (endpoint, fresh)
-                    delta.endpoints.put(U32.pack(number), fresh)
+        self._change_own_classes(changed, touched, delta)
+
+    def _change_own_classes(self, changed: IPCacheDelta, touched: set[int], delta: Delta) -> None:
+        """An endpoint's entry names the classes of its own addresses, which are always known ones
+        and so have entries of full length. Those in `touched` are looked at later anyway."""
+        numbers = {
+            number
+            for prefixes in (changed.upserts, changed.deletes)
+            for prefix in prefixes
+            if prefix.length == _FULL_LENGTH
+            for number in self.local.holders(prefix.address)
+        }
+        for number in sorted(numbers - touched):
+            self._publish(self.local.endpoints[number], self.tables[number], delta)
 
     def _add_class(self, one: PeerClass, delta: Delta) -> None:
         if one in self._class_numbers:
             return
         number = self.numbers.allocate(NumberKind.NUMBER_CLASS, fingerprint(one.canonical()))
         self._class_numbers[one] = number
+        self._unwritten.add(one)
         for table, column in self.compiler.add_class(number, one).items():
             self.entries += self.packer.pack(delta.policy, table, number, column)
 
-    def _change_endpoint(self, number: int, store: Store, delta: Delta, now: float) -> None:
-        endpoint = store.endpoints.get(number)
-        former = self.tables.pop(number, None)
-        if endpoint is None:
-            published = self._published.pop(number, None)
-            if published is not None:
-                self._withdraw(published[0], delta)
-        else:
-            tables = self._tables_of(endpoint, store)
-            self.tables[number] = tables
-            for table in (tables.ingress, tables.egress):
-                if table is not None:
-                    self._use_table(table, delta)
-            self._publish(endpoint, tables, delta)
+    def _drop_endpoint(self, number: int, delta: Delta, now: float) -> None:
+        if self._published.pop(number, None) is not None:
+            delta.endpoints.drop(U32.pack(number))
+        self.local.drop(number, delta)
+        self._unuse_tables(self.tables.pop(number, None), now)
+
+    def _change_endpoint(self, endpoint: Endpoint, store: Store, delta: Delta, now: float) -> None:
+        former = self.tables.get(endpoint.id)
+        tables = self._tables_of(endpoint, store)
+        self.tables[endpoint.id] = tables
+        for table in (tables.ingress, tables.egress):
+            if table is not None:
+                self._use_table(table, delta)
+        self._publish(endpoint, tables, delta)
+        self.local.put(endpoint, delta)
+        self._unuse_tables(former, now)
+
+    def _unuse_tables(self, former: EndpointTables | None, now: float) -> None:
         for table in (former.ingress, former.egress) if former else ():
             if table is not None:
                 self._table_users[table] -= 1
@@ -281,28 +321,16 @@ class Desired:
             NumberKind.NUMBER_TABLE, fingerprint(bytes([table.direction]) + table.fingerprint)
         )
         self._table_numbers[table] = number
+        self._unwritten.add(table)
+        self.packer.use(rule.ref for rule in table.rules)
         for peer_class, column in self.compiler.add_table(number, table).items():
             self.entries += self.packer.pack(delta.policy, number, peer_class, column)
 
     def _publish(self, endpoint: Endpoint, tables: EndpointTables, delta: Delta) -> None:
         value = self._endpoint_value(endpoint, tables)
-        before = self._published.get(endpoint.id)
-        if before is not None and before[0] != endpoint:
-            self._withdraw(before[0], delta)
-            before = None
-        if before is None or before[1] != value:
+        if self._published.get(endpoint.id) != value:
+            self._published[endpoint.id] = value
             delta.endpoints.put(U32.pack(endpoint.id), value)
-        if before is None:
-            delta.devices.put(*_device(endpoint))
-            for key, local in _local_addresses(endpoint):
-                delta.addresses.put(key, local)
-        self._published[endpoint.id] = (endpoint, value)
-
-    def _withdraw(self, endpoint: Endpoint, delta: Delta) -> None:
-        delta.endpoints.drop(U32.pack(endpoint.id))
-        delta.devices.drop(_device(endpoint)[0])
-        for key, _ in _local_addresses(endpoint):
-            delta.addresses.drop(key)
 
     def _endpoint_value(self, endpoint: Endpoint, tables: EndpointTables) -> bytes:
         flags = EndpointFlag.ENDPOINT_INGRESS_ENFORCED if tables.ingress is not None else 0
@@ -327,38 +355,25 @@ class Desired:
     def _peer(self, prefix: Prefix, one: PeerClass) -> tuple[bytes, bytes]:
         return _peer_key(prefix), Peer(self._class_numbers[one], one.identity).pack()
 
-    def _unwrite(
-        self, delta: PolicyDelta, table: int, peer_class: int, column: Iterable[object]
-    ) -> None:
-        self.entries -= self.packer.pack_deletes(delta, table, peer_class, column)  # type: ignore[arg-type]
+    def _forget_table(self, table: Table, deletes: PolicyDelta, now: float) -> None:
+        del self._retiring_tables[table]
+        self._unwritten.discard(table)
+        number = self._table_numbers.pop(table)
+        for peer_class, column in self.compiler.columns(number).items():
+            self.entries -= self.packer.pack_deletes(deletes, number, peer_class, column)
+        self.compiler.remove_table(number)
+        self.packer.unuse((rule.ref for rule in table.rules), now)
+        self.numbers.release(NumberKind.NUMBER_TABLE, number, now)
+
+    def _forget_class(self, one: PeerClass, deletes: PolicyDelta, now: float) -> None:
+        del self._retiring_classes[one]
+        self._unwritten.discard(one)
+        number = self._class_numbers.pop(one)
+        for table, column in self.compiler.class_columns(number).items():
+            self.entries -= self.packer.pack_deletes(deletes, table, number, column)
+        self.compiler.remove_class(number)
+        self.numbers.release(NumberKind.NUMBER_CLASS, number, now)
 
 
 def _peer_key(prefix: Prefix) -> bytes:
     return PeerKey(prefix.length, prefix.address).pack()
-
-
-def _device(endpoint: Endpoint) -> tuple[bytes, bytes]:
-    device = Device(
-        address4=address_bytes(endpoint.ipv4),
-        address6=address_bytes(endpoint.ipv6),
-        mac=mac_bytes(endpoint.mac),
-        host_mac=mac_bytes(endpoint.host_mac),
-        endpoint=endpoint.id,
-    )
-    return U32.pack(endpoint.ifindex), device.pack()
-
-
-def _local_addresses(endpoint: Endpoint) -> list[tuple[bytes, bytes]]:
-    local = LocalAddress(
-        endpoint=endpoint.id,
-        ifindex=endpoint.ifindex,
-        mac=mac_bytes(endpoint.mac),
-        host_mac=mac_bytes(endpoint.host_mac),
-        kind=LocalKind.LOCAL_POD,
-    ).pack()
-    return [(address_bytes(address), local) for address in endpoint.addresses]
-
-
-def _node_address(address: str) -> tuple[bytes, bytes]:
-    local = LocalAddress(0, 0, bytes(6), bytes(6), LocalKind.LOCAL_NODE)
-    return address_bytes(address), local.pack()

@@ -8,7 +8,7 @@ rewriting, and no number changes its meaning while a packet may still carry it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from hashlib import blake2b
 from typing import Final
 
@@ -50,6 +50,30 @@ class Numbers:
             except (ValueError, NumberConflict):
                 unusable += 1
         return unusable
+
+    def avoid(self, kind: NumberKind, numbers: Iterable[int]) -> None:
+        """Hand none of these out before `release_unused` and the rest after it: the kernel has
+        records under them, and nobody knows any more what they mean."""
+        allocator = self._allocators[kind]
+        taken = allocator.items()
+        for number in numbers:
+            if number not in taken and FIRST <= number <= LAST:
+                allocator.adopt(f"unknown {number}", number)
+
+    def release_unused(self, kind: NumberKind, used: Collection[int], now: float) -> None:
+        """Let all numbers rest but these: what a former agent used, and this one does not."""
+        for number in self._allocators[kind].items():
+            if number not in used:
+                self.release(kind, number, now)
+
+    def entries(self) -> dict[bytes, bytes]:
+        """The whole map ``numbers``: every number that has a meaning, those that rest too."""
+        return {
+            NumberKey(kind, number).pack(): meaning
+            for kind, allocator in self._allocators.items()
+            for number, meaning in allocator.items().items()
+            if len(meaning) == FINGERPRINT_BYTES
+        }
 
     def allocate(self, kind: NumberKind, meaning: bytes) -> int:
         """The number of a fingerprint, a new one if it has none."""

@@ -62,7 +62,7 @@ class SourceState:
 
 
 class Store:
-    """All facts. ``sources`` are the names of those that must deliver before anything is deleted."""
+    """All facts. ``sources`` are those that must deliver before anything is written."""
 
     def __init__(self, sources: Iterable[str]) -> None:
         self.pods: dict[PodKey, Pod] = {}
@@ -95,12 +95,9 @@ class Store:
                 self.namespaces.pop(key.name, None)
                 self._changes.namespaces.add(key.name)
             case PolicyUpserted(policy=policy):
-                name = ResourceKey(policy.kind, policy.namespace, policy.name)
-                self.policies[name] = policy
-                self._changes.policies.add(name)
+                self.put_policy(ResourceKey(policy.kind, policy.namespace, policy.name), policy)
             case PolicyRemoved(key=key):
-                self.policies.pop(key, None)
-                self._changes.policies.add(key)
+                self.put_policy(ResourceKey(key.kind, key.namespace, key.name), None)
             case ResourceRejected(source=source, origin=origin):
                 self.rejections[source, origin] = event
             case RejectionCleared(source=source, origin=origin):
@@ -115,6 +112,18 @@ class Store:
                 self.sources[source] = SourceState(synced, healthy=False, detail=reason)
             case ResourceIgnored():
                 pass
+
+    def put_policy(self, key: ResourceKey, policy: NetworkPolicy | None) -> None:
+        """A policy, in place of the one with its key; None: there is none."""
+        if policy is None:
+            self.policies.pop(key, None)
+        else:
+            self.policies[key] = policy
+        self._changes.policies.add(key)
+
+    def look_again(self, pods: Iterable[PodKey]) -> None:
+        """Count these pods as changed: what they could not have before may be there now."""
+        self._changes.pods.update(pods)
 
     def put_endpoint(self, endpoint: Endpoint) -> None:
         """An endpoint exists."""
@@ -142,6 +151,11 @@ class Store:
         if wanted != self.node_addresses:
             self.node_addresses = wanted
             self._changes.node_addresses = True
+
+    @property
+    def changed(self) -> bool:
+        """Whether `take_changes` would give any."""
+        return bool(self._changes)
 
     def take_changes(self) -> Changes:
         """What has changed since the last call."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The datapath as one thing: its maps, its programs, where they are attached, and how it is changed.
+"""The datapath as one thing: maps, programs, where they are attached, and how it is changed.
 
 Everything is pinned below one folder, so it works on without the agent, and a new agent finds it:
 
@@ -20,16 +20,16 @@ from pathlib import Path
 from typing import Any, Final
 
 from agent.core.conntrack import Lifetimes, expired
-from agent.core.delta import Delta, MapDelta, PolicyDelta
+from agent.core.delta import Delta, MapDelta, PolicyDelta, peer_deletes, peer_upserts
 from agent.kernel import bpf, bpffs, clsact
 from agent.kernel.former import Former
-from agent.kernel.links import Attacher, Hook, Outcome, attacher
+from agent.kernel.links import Attacher, Hook, LinkError, Outcome, attacher
 from agent.kernel.loader import Loader, ProgramSpec
 from agent.kernel.maps import PinnedMap
 from agent.kernel.rtnl import RtnlSocket
 from agent.kernel.testrun import SkbContext, TestRun, prog_test_run
 from bpf import maps
-from bpf.layouts import Config, CtEntry, CtKey, NumberKey, PolicyKey, Traffic
+from bpf.layouts import Config, CtEntry, CtKey, NumberKey, NumberKind, PolicyKey, Traffic
 
 FROM_POD: Final = "from_pod"
 TO_POD: Final = "to_pod"
@@ -52,26 +52,30 @@ class Datapath:
         self._maps: dict[str, PinnedMap[Any, Any]] = {}
         self._programs: dict[str, int] = {}
         self._attacher: Attacher = attacher(bpffs_dir / "links")
+        self._passing: dict[str, int] = {}
+        self._idle_since = 0
         self._former = Former({})
         self._probe = (0, 0)
 
     # ---- life ------------------------------------------------------------------------------------
 
-    def open(self) -> None:
-        """Open or make all maps. Raises BpffsError, BpfError.
+    def open(self) -> Path | None:
+        """Open or make all maps; gives the BPF file system that had to be mounted for them.
+        Raises BpffsError, BpfError.
 
         A map of another layout or size that is pinned in place of ours is set aside: the programs
         that use it go on with it until `take_over`.
         """
-        bpffs.ensure(self._root)
+        mounted = bpffs.ensure(self._root).mounted
         folder = self._root / "maps"
         self._former = Former.set_aside(folder, self._specs)
         for name, spec in self._specs.items():
             self._maps[name] = PinnedMap.open_or_create(spec, folder)
         self._former.carry_over(self._maps)
+        return mounted
 
     def load(self, trace: bool) -> None:
-        """Compile where needed, and load all programs. Raises LoadError; nothing is attached yet."""
+        """Compile where needed, and load all programs; attaches nothing. Raises LoadError."""
         present = self._maps["config"].lookup(0)
         mark = present.probe_mark if present and present.probe_mark else secrets.randbits(32) | 1
         priority = present.probe_priority if present else 0
@@ -79,6 +83,14 @@ class Datapath:
         if present != wanted:
             self._maps["config"].update(0, wanted)
         self._probe = (wanted.probe_mark, wanted.probe_priority)
+        known = self._former.connections(self._maps)
+        if known is not None:
+            defines = {
+                "CT_PREVIOUS_BYTES": known.size,
+                "CT_COMMON_BYTES": min(known.size, self._maps["ct"].spec.value.SIZE),
+            }
+            tables = {"ct_previous": known.table, "ct_previous_overflow": known.overflow}
+            self._passing = self._load(defines, tables)
         self._programs = self._load({}, {})
 
     def take_over(self, attach: Callable[[], None]) -> None:
@@ -86,24 +98,29 @@ class Datapath:
         them everywhere, and may be called more than once. The maps are in force already.
 
         While devices change over one by one, the two agents' programs must know the same
-        connections; where the former ones' table is another, see bpf/lib/ct_previous.h.
+        connections; where the former ones' table is another, see bpf/lib/ct_previous.h. May be cut
+        short at any point: the next agent's take-over finds what it needs (former.py).
         """
-        former = self._former.connections()
-        if former is not None:
+        if self._passing:
             self._former.copy_connections(self._maps)
-            plain = self._programs
-            defines = {
-                "CT_PREVIOUS_BYTES": former.spec.value.SIZE,
-                "CT_COMMON_BYTES": min(former.spec.value.SIZE, self._maps["ct"].spec.value.SIZE),
-            }
-            self._programs = self._load(defines, {"ct_previous": former.fd})
-            attach()
+            plain, self._programs = self._programs, self._passing
+            try:
+                attach()
+            finally:
+                self._programs = plain
+            # Once more: what devices that had not changed over yet let pass meanwhile.
             self._former.copy_connections(self._maps)
-            passing, self._programs = self._programs, plain
-            for fd in passing.values():
-                os.close(fd)
+            # An entry is touched in the table where it was found; in another it looks idle.
+            self._idle_since = time.monotonic_ns()
+        # From here on our tables alone are complete.
+        self._former.unpin()
         attach()
-        self._former.forget()
+        # A former program may have renewed a verdict from the maps that it had.
+        self.bump_epoch()
+        self._former.close()
+        for fd in self._passing.values():
+            os.close(fd)
+        self._passing = {}
 
     def _load(self, defines: Mapping[str, int], more: Mapping[str, int]) -> dict[str, int]:
         shared = {name: one.fd for name, one in self._maps.items() if name != "numbers"}
@@ -113,9 +130,9 @@ class Datapath:
 
     def close(self) -> None:
         """Give descriptors back. Programs and maps stay, held by their pins."""
-        for fd in self._programs.values():
+        for fd in (*self._programs.values(), *self._passing.values()):
             os.close(fd)
-        self._programs = {}
+        self._programs, self._passing = {}, {}
         for one in self._maps.values():
             one.close()
         self._maps = {}
@@ -191,19 +208,28 @@ class Datapath:
     def apply(self, delta: Delta) -> int:
         """Write a transaction in its order; gives the epoch in force after it.
 
-        Raises MapFull, BpfError. What was written before a failure is harmless: nothing refers to
-        it until the later steps, and the next comparison finds it.
+        Raises MapFull, BpfError. What was written before a failure is harmless: columns are
+        referred to by the later steps only, and the next comparison finds the rest.
         """
-        self._write("numbers", delta.numbers)
-        self._write_policy(delta.policy)
-        self._write("peers", delta.peers)
-        # A pod that goes is cut off before its policy goes; one that comes is let in last.
-        if delta.devices.deletes or delta.addresses.deletes:
-            self._delete("addresses", delta.addresses)
-            self._delete("devices", delta.devices)
-        self._write("endpoints", delta.endpoints)
-        self._write("addresses", MapDelta(delta.addresses.upserts))
-        self._write("devices", MapDelta(delta.devices.upserts))
+        try:
+            self._put("numbers", delta.numbers)
+            self._write_policy(delta.policy)
+            self._put("peers", MapDelta(peer_upserts(delta.peers.upserts)))
+            self._delete("peers", peer_deletes(delta.peers.deletes))
+            # A pod that goes is cut off before its policy goes; one that comes is let in last.
+            self._delete("addresses", delta.addresses.deletes)
+            self._delete("devices", delta.devices.deletes)
+            self._put("endpoints", delta.endpoints)
+            self._delete("endpoints", delta.endpoints.deletes)
+            self._put("addresses", delta.addresses)
+            self._put("devices", delta.devices)
+            # A number is forgotten after the last record that has it.
+            self._delete("numbers", delta.numbers.deletes)
+        except BaseException:
+            # Part of it may be in force: no verdict from before may be taken for one of now.
+            with contextlib.suppress(OSError):
+                self.bump_epoch()
+            raise
         if delta.verdicts:
             return self.bump_epoch()
         return self.epoch()
@@ -226,6 +252,16 @@ class Datapath:
         """What the numbers in the kernel mean."""
         return list(self._maps["numbers"].items())
 
+    def policy_numbers(self) -> dict[NumberKind, set[int]]:
+        """Numbers of tables and classes that policy records in the kernel have."""
+        import numpy as np
+
+        keys = np.frombuffer(self.policy_records()[0], dtype=PolicyKey.DTYPE)
+        return {
+            NumberKind.NUMBER_TABLE: set(np.unique(keys["table"]).tolist()),
+            NumberKind.NUMBER_CLASS: set(np.unique(keys["peer_class"]).tolist()),
+        }
+
     def policy_records(self) -> tuple[bytes, bytes]:
         """All keys and values of the policy map, packed, in the same order, each key once."""
         keys, values = bytearray(), bytearray()
@@ -234,23 +270,23 @@ class Datapath:
             values += some_values
         return bytes(keys), bytes(values)
 
-    def _write(self, name: str, delta: MapDelta) -> None:
+    def _put(self, name: str, delta: MapDelta) -> None:
         if delta.upserts:
             self._maps[name].update_packed(
                 b"".join(delta.upserts), b"".join(delta.upserts.values())
             )
-        self._delete(name, delta)
 
-    def _delete(self, name: str, delta: MapDelta) -> None:
-        if delta.deletes:
-            self._maps[name].delete_packed(b"".join(delta.deletes))
-            delta.deletes.clear()
+    def _delete(self, name: str, keys: Collection[bytes]) -> None:
+        if keys:
+            self._maps[name].delete_packed(b"".join(keys))
 
     def _write_policy(self, delta: PolicyDelta) -> None:
-        if delta.keys:
-            self._maps["policy"].update_packed(bytes(delta.keys), bytes(delta.values))
+        # Deletes first: they are of records that nothing refers to, or that nobody should have
+        # made, and they make room.
         if delta.deletes:
             self._maps["policy"].delete_packed(bytes(delta.deletes))
+        if delta.keys:
+            self._maps["policy"].update_packed(bytes(delta.keys), bytes(delta.values))
 
     # ---- connection tracking ---------------------------------------------------------------------
 
@@ -267,6 +303,9 @@ class Datapath:
             for raw_keys, raw_values in one.chunks():
                 keys = np.frombuffer(raw_keys, dtype=CtKey.DTYPE)
                 values = np.frombuffer(raw_values, dtype=CtEntry.DTYPE)
+                if self._idle_since:
+                    values = values.copy()
+                    values["seen"] = np.maximum(values["seen"], self._idle_since)
                 seen += len(keys)
                 # CLOCK_MONOTONIC_COARSE, as the programs read it, never runs ahead of this.
                 mask = expired(keys, values, time.monotonic_ns(), endpoints, lifetimes)
@@ -310,6 +349,12 @@ class Datapath:
         """Detach everything and remove every pin below the folder; gives what was removed."""
         removed: list[str] = []
         links = bpffs_dir / "links"
+        detacher = attacher(links)
+        for pin in sorted(links.iterdir()) if links.is_dir() else ():
+            # Here and now: without its last pin a link ends some time later.
+            with contextlib.suppress(LinkError):
+                detacher.detach(0, Hook.INGRESS, pin.name)
+                removed.append(str(pin))
         for folder in (links, bpffs_dir / "programs", bpffs_dir / "maps"):
             if not folder.is_dir():
                 continue

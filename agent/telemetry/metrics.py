@@ -123,7 +123,6 @@ _COUNTERS: Final = (
         "bpf_ct_revalidated",
         "Connections whose verdict was looked up again because policy had changed",
     ),
-    (KernelCounter.COUNTER_POLICY_LOOKUPS, "bpf_policy_lookups", "Policy look-ups"),
 )
 
 

@@ -23,6 +23,8 @@ struct passage {
 	__u8 fresh; /* commit makes the entry, or makes it anew */
 	__u8 decided; /* the verdict was looked up, not remembered */
 	__u8 related; /* an ICMP error about a known connection */
+	__u8 opened_in; /* the connection was opened towards the endpoint */
+	__u32 opener; /* origin of the packet that opened it */
 	struct ct_previous_value mirror;
 };
 
@@ -201,12 +203,13 @@ INLINE bool belongs(const struct packet *p, bool reply)
 INLINE int check(struct __sk_buff *ctx, const struct packet *p, struct passage *s,
 		 struct ct_entry **found, __u64 epoch, const __u8 *probe)
 {
-	bool ingress = s->ingress, opened_in = ingress;
-	__u32 origin = s->origin;
+	bool ingress = s->ingress;
 	struct ct_entry *entry = NULL;
 
+	s->opener = s->origin;
+	s->opened_in = ingress;
 	s->related = unlikely(p->icmp == ICMP_ERROR) &&
-		     ct_key_of_quoted(ctx, &s->key, p, s->endpoint, origin, ingress);
+		     ct_key_of_quoted(ctx, &s->key, p, s->endpoint, s->opener, ingress);
 	forget_values();
 	if (!s->related)
 		ct_key_of(&s->key, p, s->endpoint, ingress);
@@ -219,31 +222,31 @@ INLINE int check(struct __sk_buff *ctx, const struct packet *p, struct passage *
 	}
 	forget_values();
 	if (entry) {
-		opened_in = entry->flags & CT_INGRESS;
-		s->reply = !s->related && opened_in != ingress;
+		s->opened_in = entry->flags & CT_INGRESS;
+		s->reply = !s->related && s->opened_in != ingress;
 	}
 	if (entry && !s->related) {
 		bool ended = entry->flags & (CT_FIN_ORIGINAL | CT_FIN_REPLY | CT_RST);
 
 		if (unlikely((p->phase == PHASE_OPEN && (s->reply || ended)) ||
 			     (p->icmp == ICMP_QUERY && s->reply) ||
-			     (entry->flags & CT_DENIED && s->reply && opens(p) &&
-			      p->protocol != IPPROTO_TCP))) {
+			     (entry->flags & CT_DENIED && entry->epoch == epoch && s->reply &&
+			      opens(p) && p->protocol != IPPROTO_TCP))) {
 			/* A connection over the remains of another, or opened
 			 * from the other side, or the other way round where the
 			 * first one is not allowed any more: a verdict of its own.
 			 */
 			s->reply = 0;
 			s->fresh = 1;
-			opened_in = ingress;
+			s->opened_in = ingress;
 		} else if (unlikely(!belongs(p, s->reply) ||
-				    (ingress && !s->reply && entry->origin != origin))) {
+				    (ingress && !s->reply && entry->origin != s->origin))) {
 			/* The key of somebody else's connection: decided for
 			 * itself, and the entry is left alone.
 			 */
 			entry = NULL;
 			s->reply = 0;
-			opened_in = ingress;
+			s->opened_in = ingress;
 			goto decide;
 		}
 	}
@@ -251,31 +254,39 @@ INLINE int check(struct __sk_buff *ctx, const struct packet *p, struct passage *
 		s->decision.rule = s->related ? RULE_RELATED : s->reply ? RULE_REPLY : entry->rule;
 		s->decision.identity = entry->peer_identity;
 		s->decision.allowed = 1;
-		if (likely(entry->epoch == epoch)) {
+		if (likely(entry->epoch == epoch && !(entry->flags & CT_DENIED))) {
 			*found = entry;
 			return 0;
 		}
-		origin = entry->origin;
+		s->opener = entry->origin;
 	}
 	if (!entry)
 		s->fresh = opens(p);
 decide:
 	*found = entry;
+	forget_values();
 	/* For the side that opened the connection, whichever way this goes. */
-	if (opened_in ? origin == s->endpoint : same_address(&s->key.local, &s->key.remote)) {
+	if (s->opened_in ? s->opener == s->endpoint : same_address(&s->key.local, &s->key.remote)) {
 		s->decision.rule = RULE_SELF;
 		s->decision.allowed = 1;
 	} else {
-		decide(s->endpoint, opened_in,
-		       peer_of(opened_in ? origin : ORIGIN_ADDRESS, &s->key.remote, p->version),
-		       s->key.protocol, opened_in ? s->key.local_port : s->key.remote_port,
-		       &s->decision);
+		struct peer peer = peer_of(s->opened_in ? s->opener : ORIGIN_ADDRESS,
+					   &s->key.remote, p->version);
+
+		s->decision.key.peer_class = peer.peer_class;
+		s->decision.identity = peer.identity;
+		s->decision.key.protocol = s->key.protocol;
+		s->decision.port = bpf_ntohs(s->opened_in ? s->key.local_port : s->key.remote_port);
+		forget_values();
+		decide(s->endpoint, s->opened_in, &s->decision);
 	}
 	forget_values();
 	if (!s->decision.allowed) {
 		s->decided = 1;
-		if (entry)
+		if (entry) {
 			entry->flags |= CT_DENIED;
+			entry->epoch = epoch;
+		}
 		return s->decision.reason;
 	}
 	if (entry && !s->fresh) {

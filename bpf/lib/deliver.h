@@ -8,65 +8,70 @@
 #include "lib/probe.h"
 #include "lib/scratch.h"
 
-INLINE void report_verdict(struct __sk_buff *ctx, const struct packet *p, const struct passage *s)
+INLINE void describe(struct report *r, const struct passage *s)
 {
-	struct config *config;
-	struct report r = {};
+	r->rule = s->decision.rule;
+	r->endpoint = s->endpoint;
+	r->direction = s->ingress ? DIRECTION_INGRESS : DIRECTION_EGRESS;
+	r->source_identity = s->ingress ? s->decision.identity : s->decision.own;
+	r->destination_identity = s->ingress ? s->decision.own : s->decision.identity;
+}
 
-	if (likely(!s->decided))
+INLINE void note_verdict(struct report *r, const struct passage *s)
+{
+	if (!s->decided)
 		return;
-	if (s->decision.allowed) {
-		config = configuration();
-		if (!config || !config->trace)
-			return;
-		r.flags = EVENT_ALLOWED;
-	} else {
-		r.reason = s->decision.reason;
+	r->type = EVENT_POLICY_VERDICT;
+	if (s->decision.allowed)
+		r->flags = EVENT_ALLOWED;
+	else
+		r->reason = s->decision.reason;
+	describe(r, s);
+}
+
+/* Counts what happened and says what is to be said: in one place and at the
+ * end, where no entry is in hand any more, so that the verifier walks it once
+ * and not once for each way that leads here. A connection is told once, by the
+ * program that sends its first packet on.
+ */
+INLINE void tell(struct __sk_buff *ctx, struct scratch *scratch, int reason)
+{
+	struct report *end = &scratch->told[TOLD_END];
+	const struct passage *last;
+	struct config *config;
+	bool trace;
+	int i;
+
+	scratch->reason = reason;
+	forget_values();
+	last = scratch->in.ingress ? &scratch->in : &scratch->out;
+	if (unlikely(scratch->reason)) {
+		if (last->decided && !last->decision.allowed)
+			describe(end, last);
+		end->type = EVENT_DROP;
+		end->reason = scratch->reason;
+		count_packet(ctx, end->direction, scratch->reason);
+	} else if (unlikely(last->fresh)) {
+		describe(end, last);
+		end->type = EVENT_TRACE;
+		end->observation = scratch->observation;
+		end->flags = EVENT_ALLOWED;
 	}
-	r.type = EVENT_POLICY_VERDICT;
-	r.rule = s->decision.rule;
-	r.endpoint = s->endpoint;
-	r.direction = s->ingress ? DIRECTION_INGRESS : DIRECTION_EGRESS;
-	r.source_identity = s->ingress ? s->decision.identity : s->decision.own;
-	r.destination_identity = s->ingress ? s->decision.own : s->decision.identity;
-	emit(ctx, p, &r);
-}
-
-/* One new connection, told once: by the program that sends its first packet on. */
-INLINE void report_new(struct __sk_buff *ctx, const struct packet *p, const struct passage *s,
-		       __u8 observation)
-{
-	struct config *config;
-	struct report r = {};
-
-	if (likely(!s->fresh))
+	if (likely(!end->type && !scratch->in.decided && !scratch->out.decided))
 		return;
+	note_verdict(&scratch->told[TOLD_SENDER], &scratch->out);
+	note_verdict(&scratch->told[TOLD_RECEIVER], &scratch->in);
 	config = configuration();
-	if (!config || !config->trace)
-		return;
-	r.type = EVENT_TRACE;
-	r.observation = observation;
-	r.flags = EVENT_ALLOWED;
-	r.rule = s->decision.rule;
-	r.endpoint = s->endpoint;
-	r.direction = s->ingress ? DIRECTION_INGRESS : DIRECTION_EGRESS;
-	r.source_identity = s->ingress ? s->decision.identity : s->decision.own;
-	r.destination_identity = s->ingress ? s->decision.own : s->decision.identity;
-	emit(ctx, p, &r);
-}
+	trace = config && config->trace;
+	forget_values();
+#pragma clang loop unroll(disable)
+	for (i = 0; i < TOLD; i++) {
+		const struct report *r = &scratch->told[i];
 
-INLINE int drop_denied(struct __sk_buff *ctx, const struct packet *p, const struct passage *s,
-		       int reason)
-{
-	struct report r = {
-		.rule = s->decision.rule,
-		.endpoint = s->endpoint,
-		.direction = s->ingress ? DIRECTION_INGRESS : DIRECTION_EGRESS,
-		.source_identity = s->ingress ? s->decision.identity : s->decision.own,
-		.destination_identity = s->ingress ? s->decision.own : s->decision.identity,
-	};
-
-	return drop(ctx, p, &r, reason);
+		if (r->type && (trace || !(r->flags & EVENT_ALLOWED)))
+			emit(ctx, &scratch->packet, r);
+	}
+	forget_values();
 }
 
 /* Straight into the pod's namespace. The frame gets the addresses that it

@@ -164,7 +164,7 @@ enum ct_flag {
 	CT_FIN_ORIGINAL = 8,
 	CT_FIN_REPLY = 16,
 	CT_RST = 32,
-	CT_DENIED = 64, /* the verdict, looked up again, was a denial */
+	CT_DENIED = 64, /* what the verdict was, looked up again under this epoch */
 };
 
 /* Who sent the packets that opened an ingress connection. The packet's way
@@ -251,7 +251,6 @@ enum counter {
 	COUNTER_CT_OVERFLOW = 1, /* new connections kept in the overflow table */
 	COUNTER_CT_CREATED = 2,
 	COUNTER_CT_REVALIDATED = 3,
-	COUNTER_POLICY_LOOKUPS = 4,
 	COUNTERS = 8,
 };
 

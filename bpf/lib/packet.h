@@ -48,6 +48,7 @@ struct packet {
 	__u8 tcp_flags; /* as on the wire: FIN 1 SYN 2 RST 4 PSH 8 ACK 16 */
 	__u8 hop_limit;
 	__u8 phase; /* enum phase */
+	__u8 header; /* bytes of a TCP or UDP header */
 };
 
 #define TCP_FIN 1
@@ -172,6 +173,7 @@ INLINE int parse_transport(struct __sk_buff *ctx, struct packet *p)
 		if (p->l4_length < tcp.doff * 4)
 			return p->fragment == FRAGMENT_FIRST ? DROP_FRAGMENT_NOT_FOUND :
 							       DROP_CT_INVALID_HEADER;
+		p->header = tcp.doff * 4;
 		p->tcp_flags = ((__u8 *)&tcp)[13];
 		if (p->tcp_flags & TCP_RST)
 			p->phase = PHASE_ABORT;
@@ -186,6 +188,7 @@ INLINE int parse_transport(struct __sk_buff *ctx, struct packet *p)
 	if (p->protocol == IPPROTO_UDP || p->protocol == IPPROTO_SCTP) {
 		p->source_port = tcp.source;
 		p->destination_port = tcp.dest;
+		p->header = 8;
 		if (p->protocol == IPPROTO_UDP || p->l4_length < 13)
 			return 0;
 		/* The first chunk: RFC 9260, section 3.2. */

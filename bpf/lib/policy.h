@@ -11,6 +11,9 @@ struct decision {
 	__u32 identity; /* of the peer */
 	__u32 own; /* identity of the endpoint */
 	__u32 reason; /* drop reason when not allowed */
+	struct policy_key key; /* here, so that it is not on the stack */
+	__u32 levels;
+	__u16 port; /* host order */
 };
 
 INLINE __u64 current_epoch(void)
@@ -48,16 +51,13 @@ INLINE struct peer unknown_peer(__u8 version)
 }
 
 /* port in network order. */
-INLINE void decide(__u32 endpoint, bool ingress, struct peer peer, __u8 protocol, __be16 port,
-		   struct decision *d)
+INLINE void decide(__u32 endpoint, bool ingress, struct decision *d)
 {
 	struct endpoint_policy *policy;
 	struct policy_verdict *verdict;
-	struct policy_key key = {};
-	__u32 levels, enforced, wanted = bpf_ntohs(port);
+	__u32 enforced;
 	int level;
 
-	d->identity = peer.identity;
 	d->allowed = 0;
 	d->rule = RULE_DEFAULT_DENY;
 	d->reason = DROP_POLICY_DENIED;
@@ -66,8 +66,8 @@ INLINE void decide(__u32 endpoint, bool ingress, struct peer peer, __u8 protocol
 		d->reason = DROP_NO_ENDPOINT_POLICY;
 		return;
 	}
-	key.table = ingress ? policy->ingress_table : policy->egress_table;
-	levels = ingress ? policy->ingress_levels : policy->egress_levels;
+	d->key.table = ingress ? policy->ingress_table : policy->egress_table;
+	d->levels = ingress ? policy->ingress_levels : policy->egress_levels;
 	enforced = policy->flags & (ingress ? ENDPOINT_INGRESS_ENFORCED : ENDPOINT_EGRESS_ENFORCED);
 	d->own = policy->identity;
 	if (policy->identity == IDENTITY_INIT)
@@ -82,23 +82,23 @@ INLINE void decide(__u32 endpoint, bool ingress, struct peer peer, __u8 protocol
 		d->rule = RULE_NO_POLICY;
 		return;
 	}
-	key.peer_class = peer.peer_class;
-	key.protocol = protocol;
+	forget_values();
+#pragma unroll
 	for (level = LEVEL_PORT; level >= LEVEL_ANY_PORT; level--) {
-		if (!(levels & (1U << level)))
+		if (!(d->levels & (1U << level)))
 			continue;
-		key.level = level;
-		key.port = wanted & (0xffff0000U >> level);
-		verdict = bpf_map_lookup_elem(MAP(POLICY_FD), &key);
+		d->key.level = level;
+		d->key.port = d->port & (0xffff0000U >> level);
+		verdict = bpf_map_lookup_elem(MAP(POLICY_FD), &d->key);
 		if (verdict)
 			goto found;
 	}
-	if (!(levels & (1U << LEVEL_ANY_PROTOCOL)))
+	if (!(d->levels & (1U << LEVEL_ANY_PROTOCOL)))
 		return;
-	key.level = LEVEL_ANY_PROTOCOL;
-	key.protocol = 0;
-	key.port = 0;
-	verdict = bpf_map_lookup_elem(MAP(POLICY_FD), &key);
+	d->key.level = LEVEL_ANY_PROTOCOL;
+	d->key.protocol = 0;
+	d->key.port = 0;
+	verdict = bpf_map_lookup_elem(MAP(POLICY_FD), &d->key);
 	if (!verdict)
 		return;
 found:

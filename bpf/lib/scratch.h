@@ -8,11 +8,30 @@
 #pragma once
 #include "lib/conntrack.h"
 
+/* Places in told, in the order in which they are said. */
+enum told {
+	TOLD_SENDER = 0, /* verdict of the sender's policy */
+	TOLD_RECEIVER = 1,
+	TOLD_END = 2, /* a drop, or a new connection */
+	TOLD = 3,
+};
+
+/* Where the packet goes. */
+enum way {
+	WAY_STACK = 0,
+	WAY_NOWHERE = 1,
+	WAY_POD = 2,
+	WAY_UPLINK = 3,
+};
+
 struct scratch {
 	struct packet packet;
 	struct passage out; /* of the sender, when it is a local pod */
 	struct passage in; /* of the receiver */
-	struct report report;
+	struct report told[TOLD]; /* said at the end: lib/deliver.h */
+	__u8 reason; /* enum drop_reason */
+	__u8 observation; /* enum observation, of a new connection */
+	__u8 way; /* enum way */
 	__u8 probe; /* a question of the agent's: lib/probe.h */
 };
 

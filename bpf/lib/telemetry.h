@@ -79,14 +79,3 @@ INLINE void emit(struct __sk_buff *ctx, const struct packet *p, const struct rep
 		flags = BPF_RB_FORCE_WAKEUP;
 	bpf_ringbuf_submit(event, flags);
 }
-
-/* Counts and reports a drop; the value to return. */
-INLINE int drop(struct __sk_buff *ctx, const struct packet *p, struct report *r, int reason)
-{
-	count_packet(ctx, r->direction, reason);
-	r->type = EVENT_DROP;
-	r->reason = reason;
-	r->flags = 0;
-	emit(ctx, p, r);
-	return TC_ACT_SHOT;
-}

@@ -9,6 +9,7 @@ import contextlib
 import os
 import re
 import shutil
+import signal
 import socket
 import struct
 import subprocess
@@ -22,6 +23,7 @@ from typing import Any
 
 import yaml
 
+from api import agent_pb2 as pb
 from bench.lab import manifests
 from bench.lab.agent import REPOSITORY, Agent
 from bench.lab.netns import LabError, Namespace
@@ -41,6 +43,10 @@ class AnyAgent(Agent):
     def __init__(self, namespace: Namespace, config: Mapping[str, Any], file: Path) -> None:
         super().__init__(namespace, config, file)
         self.tree: Path | None = None
+        self.die = ""
+        """Where it is to end itself, see `source_tree`."""
+        self.pause = 0.0
+        """Seconds that it waits after each device that it attaches to, see `source_tree`."""
 
     def launch(self) -> None:
         """As the agent of the lab, but from `tree`."""
@@ -55,8 +61,40 @@ class AnyAgent(Agent):
                 stdout=log,
                 stderr=log,
                 cwd=tree,
-                env={**os.environ, "PYTHONPATH": str(tree)},
+                env={
+                    **os.environ,
+                    "PYTHONPATH": str(tree),
+                    "BRISTLE_T_DIE": self.die,
+                    "BRISTLE_T_PAUSE": str(self.pause or ""),
+                },
             )
+
+    def launch_to_die(self, die: str) -> bool:
+        """Starts it and kills it: at `die`, or when it is ready if it never comes there.
+
+        Gives whether it came there. Raises LabError if it ends in another way.
+        """
+        self.die = die
+        self.launch()
+        self.die = ""
+        try:
+            self.wait_ready()
+            self.kill()
+            return False
+        except LabError:
+            if self._process is None or self._process.poll() != -signal.SIGKILL:
+                raise
+            self._disconnect()
+            return True
+
+    def settle(self) -> None:
+        """Waits until the kernel holds just what it should: what is not wanted any more goes last.
+        Raises LabError."""
+
+        def clean() -> bool:
+            return not self.stub.Check(pb.CheckRequest(), timeout=20).difference_count
+
+        self.wait(clean, "policy check to find nothing", 30)
 
     def ended(self) -> bool:
         """Whether its process is gone."""
@@ -67,47 +105,26 @@ class AnyAgent(Agent):
         return self.log.read_text(errors="replace").count(text) if self.log.exists() else 0
 
 
-def other_layout(folder: Path) -> Path:
-    """A copy of the packages in which three shared structures have grown, as a later version's.
+def source_tree(folder: Path, *, grown: bool) -> Path:
+    """A copy of the packages that dies on demand (see `_DIES`).
 
-    The maps that hold them have the next version; bpf/layouts.py is generated anew.
+    grown: three shared structures have one more member, as in a later version; the maps that hold
+    them have the next version, and bpf/layouts.py is generated anew.
     """
-    tree = folder / "tree"
+    tree = folder / ("grown" if grown else "same")
     for name in PACKAGES:
         ignored = shutil.ignore_patterns("__pycache__")
         shutil.copytree(REPOSITORY / name, tree / name, ignore=ignored)
-    header = tree / "bpf/lib/layout.h"
-    text = header.read_text()
-    for struct_name, member in (
-        ("ct_entry", "__u64 pad91;"),
-        ("endpoint_policy", "__u64 pad91;"),
-        ("local_address", "__u32 pad91;"),
-    ):
-        text, count = re.subn(
-            rf"(\nstruct {struct_name} {{.*?)\n}};", rf"\1\n\t{member}\n}};", text, flags=re.DOTALL,
-            count=1,
-        )  # fmt: skip
-        assert count == 1, f"layout.h has no struct {struct_name}"
-    header.write_text(text)
-    maps = tree / "bpf/maps.py"
-    text = maps.read_text()
-    names = "ct|ct_overflow|endpoints|addresses"
-    text, count = re.subn(
-        r"^for spec in \($|^SPECS: Final",
-        lambda match: (
-            f"def _next(spec: MapSpec[Any, Any]) -> MapSpec[Any, Any]:\n"
-            f"    grown = spec.name in {names.split('|')!r}\n"
-            "    return replace(spec, version=spec.version + 1) if grown else spec\n\n\n"
-            + match[0]
-        ),
-        text,
-        count=1,
-        flags=re.MULTILINE,
-    )
-    assert count == 1
-    text, count = re.subn(r"spec\.name: spec\n", "spec.name: _next(spec)\n", text, count=1)
-    assert count == 1, "bpf/maps.py: SPECS is made in another way"
-    maps.write_text(text)
+    with (tree / "agent/kernel/datapath.py").open("a") as source:
+        source.write(_DIES)
+    if not grown:
+        return tree
+    for name, member in GROWN.items():
+        pattern = rf"(\nstruct {name} {{.*?)\n}};"
+        _edit(tree / "bpf/lib/layout.h", pattern, rf"\1\n\t{member}\n}};")
+    # How maps are listed is the file's own affair; that there is a list by name is not.
+    with (tree / "bpf/maps.py").open("a") as source:
+        source.write(_NEXT_VERSION)
     subprocess.run(
         [sys.executable, "-m", "tools.generate_layouts"],
         cwd=tree,
@@ -115,6 +132,62 @@ def other_layout(folder: Path) -> Path:
         check=True,
     )
     return tree
+
+
+def _edit(path: Path, pattern: str, replacement: str) -> None:
+    text, count = re.subn(pattern, replacement, path.read_text(), count=1, flags=re.DOTALL)
+    assert count == 1, f"{path} has nothing like {pattern}"
+    path.write_text(text)
+
+
+GROWN = {
+    "ct_entry": "__u64 pad91;",
+    "endpoint_policy": "__u64 pad91;",
+    "local_address": "__u32 pad91;",
+}
+GROWN_MAPS = ("ct", "ct_overflow", "endpoints", "addresses")
+_NEXT_VERSION = f"""
+
+SPECS = {{
+    name: replace(spec, version=spec.version + 1) if name in {GROWN_MAPS!r} else spec
+    for name, spec in SPECS.items()
+}}
+"""
+# BRISTLE_T_DIE=attach_endpoint:3 ends the agent by SIGKILL when it calls that for the third time.
+# BRISTLE_T_PAUSE: seconds after each device, so that for long some have changed over, some not.
+_DIES = """
+
+def _deadly(owner, name, left):
+    method = getattr(owner, name)
+
+    def dies(*arguments):
+        nonlocal left
+        left -= 1
+        if left == 0:
+            os.kill(os.getpid(), 9)
+        return method(*arguments)
+
+    setattr(owner, name, dies)
+
+
+def _slow(method, seconds):
+    def slow(*arguments):
+        result = method(*arguments)
+        time.sleep(seconds)
+        return result
+
+    return slow
+
+
+if os.environ.get("BRISTLE_T_PAUSE"):
+    for _name in ("attach_endpoint", "attach_uplink"):
+        _seconds = float(os.environ["BRISTLE_T_PAUSE"])
+        setattr(Datapath, _name, _slow(getattr(Datapath, _name), _seconds))
+if os.environ.get("BRISTLE_T_DIE"):
+    _name, _, _count = os.environ["BRISTLE_T_DIE"].partition(":")
+    _owner = Former if _name in ("copy_connections", "carry_over", "unpin") else Datapath
+    _deadly(PinnedMap if _name == "update_packed" else _owner, _name, int(_count))
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -275,8 +348,7 @@ class Load:
 
     def figures(self) -> dict[str, Any]:
         """Counts since it began; only sent, opened and tried may be anything but 0 or empty."""
-        until = self._traffic.drain()
-        # TCP lost nothing if all that was written arrives: no more comes, and none is unread.
+        _, until = self._traffic.run_for(0.02)
         return {
             "sent": sum(len(w.sent) for f in self.udp for w in (f.forward, f.backward)),
             "lost": {f.name: n for f in self.udp if (n := f.lost(self._began, until))},
@@ -312,7 +384,7 @@ class Load:
                         name = f"{ask.__name__} {source.name} -> {destination.name} ipv{family}"
                         self.failed.append(f"{time.monotonic():.3f} {name}")
                     self.opened += 1
-            time.sleep(0.005)
+                    time.sleep(0.005)
 
     def _open_denied(self) -> None:
         while not self._stop.is_set():
@@ -338,4 +410,4 @@ def pod_by_role(world: World, name: str) -> Pod:
     return world.lab.pods[f"shop/{name}"]
 
 
-__all__ = ["AnyAgent", "LabError", "Load", "World", "other_layout", "policies", "world"]
+__all__ = ["AnyAgent", "Load", "World", "pod_by_role", "policies", "source_tree", "world"]

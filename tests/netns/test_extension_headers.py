@@ -27,12 +27,15 @@ pytestmark = pytest.mark.kernel
 INVALID_EXTENSION_HEADER, POLICY_DENIED, INVALID_PACKET, CT_INVALID_HEADER = 156, 133, 134, 135
 Drops = Callable[[int], int]
 
-CHAINS: dict[str, Callable[[], Packet]] = {
-    "hop-by-hop": lambda: IPv6ExtHdrHopByHop(options=[PadN(optdata=b"\0" * 4)]),
-    "destination options": lambda: IPv6ExtHdrDestOpt(options=[PadN(optdata=b"\0" * 12)]),
-    "routing, none left": lambda: IPv6ExtHdrRouting(addresses=["2001:db8::1"], segleft=0),
-    "authentication": lambda: AH(spi=1, seq=1, icv=b"\0" * 12),
-    "a long chain": lambda: (
+# The argument is the protocol behind the headers, which only AH has to be told.
+CHAINS: dict[str, Callable[[int], Packet]] = {
+    "hop-by-hop": lambda _: IPv6ExtHdrHopByHop(options=[PadN(optdata=b"\0" * 4)]),
+    "destination options": lambda _: IPv6ExtHdrDestOpt(options=[PadN(optdata=b"\0" * 12)]),
+    "routing, none left": lambda _: IPv6ExtHdrRouting(addresses=["2001:db8::1"], segleft=0),
+    "authentication": lambda following: AH(
+        nh=following, payloadlen=4, spi=1, seq=1, icv=b"\0" * 12
+    ),
+    "a long chain": lambda _: (
         IPv6ExtHdrHopByHop(options=[PadN(optdata=b"\0" * 4)])
         / IPv6ExtHdrDestOpt(options=[PadN(optdata=b"\0" * 4)])
         / IPv6ExtHdrRouting(addresses=["2001:db8::1"], segleft=0)
@@ -71,10 +74,10 @@ def test_policy_sees_past_the_headers(
     clean_lab.set_policies([manifests.policy("two", name, {"podSelector": {}, "ingress": rules})])
     made = CHAINS[chain]
     before = drops(POLICY_DENIED)
-    assert _arrives(wires, _frame(pair, made(), UDP(sport=5000, dport=80), Raw(b"x")))
-    assert not _arrives(wires, _frame(pair, made(), UDP(sport=5000, dport=81), Raw(b"x")))
-    assert not _arrives(wires, _frame(pair, made(), TCP(sport=5000, dport=80, flags="S")))
-    assert not _arrives(wires, _frame(pair, made(), ICMPv6EchoRequest()))
+    assert _arrives(wires, _frame(pair, made(17), UDP(sport=5000, dport=80), Raw(b"x")))
+    assert not _arrives(wires, _frame(pair, made(17), UDP(sport=5000, dport=81), Raw(b"x")))
+    assert not _arrives(wires, _frame(pair, made(6), TCP(sport=5000, dport=80, flags="S")))
+    assert not _arrives(wires, _frame(pair, made(58), ICMPv6EchoRequest()))
     assert drops(POLICY_DENIED) == before + 3
 
 
@@ -83,16 +86,20 @@ def _options(size: int) -> bytes:
     return bytes([60, size, 1, 4, 0, 0, 0, 0])
 
 
+# Options, then two fragment headers, each of a first fragment.
+_TWICE = bytes([44, 0, 1, 4, 0, 0, 0, 0]) + bytes([44, 0, 0, 1, 0, 0, 0, 9]) * 2 + b"\0" * 8
+
+
 @pytest.mark.parametrize(
     ("reason", "payload"),
     [
         (INVALID_EXTENSION_HEADER, _options(0) * 12 + b"\0" * 16),
         (INVALID_EXTENSION_HEADER, _options(200)),
         (INVALID_EXTENSION_HEADER, _options(0)[:4]),
-        (INVALID_EXTENSION_HEADER, bytes([44, 0, 1, 4, 0, 0, 0, 0]) * 2),
+        (INVALID_EXTENSION_HEADER, _TWICE),
         (CT_INVALID_HEADER, bytes([17, 0, 1, 4, 0, 0, 0, 0, 1, 2])),
     ],
-    ids=["too many", "beyond the packet", "cut short", "options into nothing", "no room for UDP"],
+    ids=["too many", "beyond the packet", "cut short", "fragmented twice", "no room for UDP"],
 )
 def test_malformed_chains_are_dropped(
     pair: tuple[Pod, Pod], wires: tuple[Wire, Wire], drops: Drops, reason: int, payload: bytes

@@ -35,10 +35,23 @@ class Scene:
     bystander: Pod
 
 
+# The server opens nothing towards the client, which takes nothing: so what it sends there can only
+# be replies, and ends with the request's permission.
+ONE_WAY = [
+    manifests.policy("front", "one-way", {"podSelector": {}, "policyTypes": ["Ingress"]}),
+    manifests.policy(
+        "back",
+        "one-way",
+        {"podSelector": {}, "policyTypes": ["Egress"], "egress": [{"to": [{"podSelector": {}}]}]},
+    ),
+]
+
+
 @pytest.fixture(scope="module")
 def scene(lab: Lab) -> Scene:
     for namespace in ("front", "back"):
         lab.manifests.put(f"namespace-{namespace}", [manifests.namespace(namespace)])
+    lab.manifests.put("one-way", ONE_WAY)
     return Scene(
         lab,
         lab.add_pod("front", "client", {"app": "client"}),
@@ -171,12 +184,13 @@ def change(scene: Scene, request: pytest.FixtureRequest) -> Iterator[Change]:
         )
     for namespace in ("front", "back"):
         scene.lab.manifests.put(f"namespace-{namespace}", [manifests.namespace(namespace)])
-    scene.lab.agent.wait(lambda: scene.lab.agent.has_policies(set()), "no policies")
+    scene.lab.agent.wait(lambda: _known(scene, []), "policies to be gone")
 
 
 def _known(scene: Scene, policies: list[manifests.Object]) -> bool:
-    names = {f"{p['metadata']['namespace']}/{p['metadata']['name']}" for p in policies}
-    return scene.lab.agent.has_policies(names)
+    """Whether these policies, and the lasting ones, are in force and no others."""
+    metadata = [policy["metadata"] for policy in (*ONE_WAY, *policies)]
+    return scene.lab.agent.has_policies({f"{m['namespace']}/{m['name']}" for m in metadata})
 
 
 @pytest.mark.parametrize("change", CHANGES, indirect=True)

@@ -20,6 +20,7 @@ from scapy.layers.inet6 import (
 from scapy.layers.l2 import ARP, Ether
 from scapy.utils6 import inet_pton
 
+from bench.lab import manifests
 from bench.lab.node import Lab
 from bench.lab.station import Pod
 from bench.lab.talk import Server, ask_udp
@@ -141,7 +142,9 @@ def test_pods_neither_route_nor_redirect(
 def test_ipv6_is_usable_when_add_returns(clean_lab: Lab, pair: tuple[Pod, Pod]) -> None:
     """No wait for duplicate detection: no address is tentative, and the first packet arrives."""
     with Server(pair[1].namespace):
-        pod = clean_lab.add_pod("one", "fresh", {"app": "fresh"})
+        # The agent knows the pod before the runtime asks, as it does on a node.
+        clean_lab.change("pod-one-fresh", [manifests.pod("one", "fresh", {"app": "fresh"})])
+        pod = clean_lab.add_pod("one", "fresh", manifest=False)
         answer = ask_udp(pod.namespace, pair[1].ipv6)
         shown = pod.namespace.command(["ip", "-j", "-6", "address", "show", "dev", "eth0"])
     assert answer == pod.ipv6

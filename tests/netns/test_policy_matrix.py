@@ -62,6 +62,7 @@ def stage(lab: Lab) -> Iterator[Stage]:
         if not world.host_network(key):
             namespace, name = key.split("/")
             lab.add_pod(namespace, name, manifest=False)
+    lab.agent.wait_known(*lab.pods)
     pods, others = tuple(lab.pods.values()), (lab.node, lab.outside, lab.far)
     with Prober((*pods, *others)) as prober:
         inside, outside = [p.name for p in pods], [o.name for o in others]

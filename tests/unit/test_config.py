@@ -28,10 +28,10 @@ _EVERYTHING: dict[str, Any] = {
     "source": {"manifests": "/etc/manifests"},
     "labels": ["k8s:app", "!k8s:version"],
     "bpf": {"ct_max": 1000, "policy_max": 2000, "peers_max": 3000, "endpoints_max": 4000},
-    "device_pool_size": 0,
     "identity": {"gc_interval": "1m30s", "grace": 600, "rest": "2h"},
     "log_level": "debug",
     "trace": True,
+    "prometheus": {"address": "[::1]:9962"},
 }
 
 
@@ -54,6 +54,7 @@ def test_every_key_of_the_file() -> None:
     assert config.labels == ("k8s:app", "!k8s:version")
     assert (config.bpf.ct_max, config.bpf.endpoints_max) == (1000, 4000)
     assert (config.identity.gc_interval, config.identity.rest) == (90.0, 7200.0)
+    assert config.prometheus.address == ("::1", 9962)
 
 
 def test_the_table_of_keys_and_the_dataclasses_agree() -> None:
@@ -149,6 +150,9 @@ def test_flags_win_over_the_file(tmp_path: Path) -> None:
         ({"identity": {"rest": float("nan")}}, "identity.rest", "15m"),
         ({"log_level": "loud"}, "log_level", "one of debug, info, warning, error"),
         ({"trace": "yes"}, "trace", "true or false"),
+        ({"prometheus": {"address": "::1:9962"}}, "prometheus.address", "brackets"),
+        ({"prometheus": {"address": "localhost"}}, "prometheus.address", "host:port"),
+        ({"prometheus": {"address": "a:99620"}}, "prometheus.address", "host:port"),
     ],
 )
 def test_wrong_values_are_refused_by_name(changes: dict[str, Any], key: str, message: str) -> None:

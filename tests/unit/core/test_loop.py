@@ -1,0 +1,302 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The loop over dict maps: who is answered when, what a failed write leads to, what is refused."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from agent.core.desired import Desired
+from agent.core.endpoint import Endpoint
+from agent.core.events import (
+    Pod,
+    PodRemoved,
+    PodUpserted,
+    PolicyRemoved,
+    PolicyUpserted,
+    ResourceKey,
+    SourceSynced,
+)
+from agent.core.numbers import Numbers
+from agent.core.store import Store
+from agent.kernel.syscall import BpfError, Command
+from agent.loop import CapacityExceeded, Loop, LoopStopped
+from identity.allocator import IdentityAllocator
+from identity.labels import DEFAULT
+from policy.model import NetworkPolicy, PolicyKey
+from policy.parse import parse_network_policy
+from tests.unit.core.kernel import FakeDatapath, wanted
+
+
+def broken() -> BpfError:
+    return BpfError(12, Command.MAP_UPDATE_BATCH, "a test")
+
+
+def pod(name: str, app: str, ip: str = "", **more: Any) -> Pod:
+    return Pod("ns", name, labels={"app": app}, ips=(ip,) if ip else (), **more)
+
+
+def policy(name: str, ports: int = 1, app: str = "web", block: str = "") -> NetworkPolicy:
+    peer = {"ipBlock": {"cidr": block}} if block else {"podSelector": {}}
+    rule = {"from": [peer], "ports": [{"port": 1 + 2 * n} for n in range(ports)]}
+    return parse_network_policy(
+        {
+            "apiVersion": "networking.k8s.io/v1",
+            "kind": "NetworkPolicy",
+            "metadata": {"name": name, "namespace": "ns"},
+            "spec": {"podSelector": {"matchLabels": {"app": app}}, "ingress": [rule]},
+        }
+    )
+
+
+def endpoint(number: int, name: str) -> Endpoint:
+    return Endpoint(
+        number, f"c{number}", "eth0", "ns", name, "", f"10.0.0.{number}", "",
+        f"02:00:00:00:00:{number:02x}", "02:00:00:00:01:00", f"bri{number}", 100 + number,
+    )  # fmt: skip
+
+
+class Rig:
+    """A loop in a thread of its own; its clock is the test's."""
+
+    def __init__(self, datapath: FakeDatapath, numbers: Numbers | None = None) -> None:
+        self.now = 1000.0
+        self.saved = 0
+        self.store = Store(["source"])
+        self.datapath = datapath
+        self.desired = Desired(IdentityAllocator(), numbers or Numbers(60.0), DEFAULT)
+        self.loop = Loop(
+            self.store, self.desired, datapath,
+            identity_gc=60.0, save_identities=self._save, on_first_sync=lambda: None,
+            clock=lambda: self.now,
+        )  # fmt: skip
+        self.thread = threading.Thread(target=self.loop.run)
+
+    def _save(self) -> None:
+        self.saved += 1
+
+    def start(self) -> None:
+        for name, app, ip in (("w", "web", ""), ("c", "client", "10.9.0.1")):
+            self.loop.post(PodUpserted("source", pod(name, app, ip)))
+        self.loop.post(SourceSynced("source"))
+        self.store.put_endpoint(endpoint(1, "w"))
+        self.thread.start()
+        assert self.loop.synced.wait(10)
+
+    def settle(self, seconds: float = 0.0) -> None:
+        """Let time pass, and all that is due be done."""
+        self.now += seconds
+        for _ in range(8):
+            self.loop.call(lambda: None, 10, in_force=False)
+
+    def do(self, event: Any) -> None:
+        self.loop.post(event)
+        self.loop.call(lambda: None, 10)
+
+    def consistent(self) -> bool:
+        actual = self.datapath.content()
+        return all(actual[name] == content for name, content in wanted(self.desired).items())
+
+    def stop(self) -> None:
+        self.loop.stop()
+        if self.thread.ident is not None:
+            self.thread.join(10)
+
+
+@pytest.fixture
+def rigs() -> Iterator[Any]:
+    made: list[Rig] = []
+
+    def make(
+        numbers: Numbers | None = None, datapath: FakeDatapath | None = None, **sizes: int
+    ) -> Rig:
+        made.append(Rig(datapath or FakeDatapath(**sizes), numbers))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.stop()
+
+
+def test_nothing_is_written_before_every_source_has_delivered(rigs: Any) -> None:
+    rig = rigs()
+    rig.loop.post(PodUpserted("source", pod("w", "web", "10.9.0.1")))
+    rig.thread.start()
+    assert rig.loop.call(lambda: 7, 10) == 7
+    assert not any(rig.datapath.content().values())
+    assert not rig.loop.synced.is_set()
+    rig.loop.post(SourceSynced("source"))
+    assert rig.loop.synced.wait(10)
+    assert rig.consistent()
+
+
+def test_a_call_is_answered_after_what_it_changed_is_in_force(rigs: Any) -> None:
+    rig = rigs()
+    rig.start()
+    rig.store_key = (2).to_bytes(4, "little")
+
+    def seen(future: Any) -> None:
+        rig.seen = rig.store_key in rig.datapath.fake("endpoints").content
+
+    future = rig.loop.submit(lambda: rig.store.put_endpoint(endpoint(2, "c")))
+    future.add_done_callback(seen)
+    future.result(10)
+    rig.loop.call(lambda: None, 10)
+    assert rig.seen
+    with pytest.raises(KeyError):
+        rig.loop.call(lambda: rig.store.policies[ResourceKey("", "", "no")], 10)
+
+
+@pytest.mark.parametrize(
+    "name", ["numbers", "policy", "peers", "endpoints", "addresses", "devices"]
+)
+def test_a_failed_write_is_told_and_made_good_by_comparison(rigs: Any, name: str) -> None:
+    rig = rigs()
+    rig.start()
+    rig.do(PolicyUpserted("source", policy("p")))
+    epoch = rig.datapath.epoch()
+    rig.datapath.fake(name).fail = broken()
+    rig.loop.post(PodUpserted("source", pod("n", "new", "10.9.0.7")))
+    rig.loop.post(PolicyUpserted("source", policy("p", ports=3)))
+    with pytest.raises(BpfError):
+        rig.loop.call(lambda: rig.store.put_endpoint(endpoint(3, "n")), 10)
+    assert "datapath" in rig.loop.problems
+    assert rig.datapath.epoch() > epoch  # part of it may be in force: nothing cached may stand
+    assert rig.loop.call(lambda: 5, 10, in_force=False) == 5
+    rig.datapath.fake(name).fail = None
+    rig.settle(2)
+    assert rig.consistent()
+    assert rig.loop.problems == {}
+
+
+def test_removing_a_peer_moves_the_epoch(rigs: Any) -> None:
+    """A connection's cached verdict must not outlive the peer's labels."""
+    rig = rigs()
+    rig.start()
+    before = rig.datapath.epoch()
+    rig.do(PodRemoved("source", ResourceKey("Pod", "ns", "c")))
+    assert rig.datapath.epoch() > before
+
+
+def test_a_policy_that_does_not_fit_is_refused_and_its_former_state_stays(rigs: Any) -> None:
+    rig = rigs(policy=14)
+    rig.start()
+    rig.do(PolicyUpserted("source", policy("good", ports=2)))
+    before = dict(rig.datapath.fake("policy").content)
+    rig.loop.post(PolicyUpserted("source", policy("good", ports=40)))
+    rig.loop.post(PolicyUpserted("source", policy("another", ports=60)))
+    rig.loop.post(PolicyUpserted("source", policy("zmall", ports=1, app="client")))
+    rig.loop.call(lambda: None, 10)
+    assert {key.name for key in rig.loop.refused} == {"good", "another"}
+    assert "14 entries" in str(next(iter(rig.loop.refused.values())).reason)
+    assert {key.name for key in rig.store.policies} == {"good", "zmall"}
+    assert before.items() <= rig.datapath.fake("policy").content.items()
+    assert rig.consistent()
+    # A version that fits is taken, and the refusal is over; so it is when the policy goes.
+    rig.settle(5)
+    rig.do(PolicyUpserted("source", policy("good", ports=1)))
+    rig.do(PolicyRemoved("source", PolicyKey("NetworkPolicy", "ns", "another")))
+    assert rig.loop.refused == {}
+    rig.settle(5)
+    assert rig.consistent()
+
+
+def test_a_refused_policy_is_put_in_force_when_there_is_room(rigs: Any) -> None:
+    rig = rigs(policy=20)
+    rig.start()
+    rig.do(PolicyUpserted("source", policy("a", ports=6)))
+    rig.do(PolicyUpserted("source", policy("b", ports=6)))
+    assert [key.name for key in rig.loop.refused] == ["b"]
+    rig.do(PolicyRemoved("source", PolicyKey("NetworkPolicy", "ns", "a")))
+    for _ in range(4):
+        rig.settle(3)
+    assert rig.loop.refused == {}
+    assert {key.name for key in rig.store.policies} == {"b"}
+    assert rig.consistent()
+
+
+def test_a_pod_whose_policy_finds_no_room_is_not_added(rigs: Any) -> None:
+    rig = rigs(policy=8)
+    rig.start()
+    rig.do(PolicyUpserted("source", policy("p", ports=10, app="big")))
+    rig.do(PodUpserted("source", pod("b", "big")))
+    with pytest.raises(CapacityExceeded, match=r"bpf\.policy_max"):
+        rig.loop.call(lambda: rig.store.put_endpoint(endpoint(4, "b")), 10)
+    rig.loop.call(lambda: rig.store.drop_endpoint(4), 10)
+    assert rig.consistent()
+    rig.loop.call(lambda: rig.store.put_endpoint(endpoint(5, "c")), 10)
+    assert rig.loop.problems == {}
+
+
+def test_what_others_alter_is_repaired_and_counted(rigs: Any) -> None:
+    rig = rigs()
+    rig.start()
+    rig.do(PolicyUpserted("source", policy("p", ports=3)))
+    for _ in range(4):
+        rig.settle(5)
+    assert rig.loop.counters.repaired == 0
+    entries = rig.datapath.fake("policy").content
+    first, second, *_ = entries
+    entries[first] = bytes(8)
+    del entries[second]
+    entries[first[:-1] + b"\x10"] = bytes(8)
+    rig.datapath.fake("peers").content.popitem()
+    epoch = rig.datapath.epoch()
+    for _ in range(3):
+        rig.settle(20)
+    assert rig.consistent()
+    assert rig.loop.counters.repaired >= 3
+    assert rig.datapath.epoch() > epoch
+
+
+def test_a_restarted_agent_writes_nothing_that_is_there(rigs: Any) -> None:
+    first = rigs()
+    first.start()
+    first.do(PolicyUpserted("source", policy("p", ports=3, block="10.0.0.0/8")))
+    first.settle(5)
+    first.stop()
+    before, epoch = first.datapath.content(), first.datapath.epoch()
+    numbers = Numbers(60.0)
+    assert numbers.adopt(first.datapath.numbers()) == 0
+    written = {name: first.datapath.fake(name).writes for name in before}
+    again = rigs(numbers=numbers, datapath=first.datapath)
+    again.loop.post(PolicyUpserted("source", policy("p", ports=3, block="10.0.0.0/8")))
+    again.start()
+    again.settle(5)
+    assert first.datapath.content() == before
+    assert {name: first.datapath.fake(name).writes for name in before} == written
+    assert first.datapath.epoch() == epoch
+
+
+def test_whoever_asks_a_stopped_loop_is_told(rigs: Any) -> None:
+    rig = rigs()
+    rig.start()
+    rig.stop()
+    with pytest.raises(LoopStopped):
+        rig.loop.call(lambda: None, 10)
+    assert rig.saved >= 1  # identities made since the last save
+
+
+def test_a_bug_ends_the_loop_and_leaves_nobody_waiting(rigs: Any) -> None:
+    rig = rigs()
+    ended: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            rig.loop.run()
+        except ZeroDivisionError as error:
+            ended.append(error)
+
+    rig.thread = threading.Thread(target=run)
+    rig.start()
+    rig.datapath.fake("peers").fail = ZeroDivisionError()
+    rig.loop.post(PodUpserted("source", pod("n", "new", "10.9.0.7")))
+    waiting = [rig.loop.submit(lambda: None) for _ in range(3)]
+    for future in waiting:
+        with pytest.raises((ZeroDivisionError, LoopStopped)):
+            future.result(10)
+    rig.thread.join(10)
+    assert ended
