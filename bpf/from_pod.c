@@ -48,7 +48,6 @@ int from_pod(struct __sk_buff *ctx)
 	struct packet *p;
 	struct device *device;
 	__u64 epoch = current_epoch();
-	__u8 source_mac[6];
 	int reason;
 
 	if (!scratch)
@@ -60,13 +59,14 @@ int from_pod(struct __sk_buff *ctx)
 	in = &scratch->in;
 	report = &scratch->told[TOLD_END];
 	report->direction = DIRECTION_EGRESS;
+	out->now = in->now = coarse_seconds();
 	device = find_device(CTX_LOAD(ctx, ifindex));
 	if (!device) {
 		reason = DROP_ENDPOINT_NOT_READY;
 		goto refuse;
 	}
 	out->endpoint = report->endpoint = device->endpoint;
-	if (bpf_skb_load_bytes(ctx, 6, source_mac, 6) || !same_mac(source_mac, device->mac)) {
+	if (!from_mac(ctx, device->mac)) {
 		reason = DROP_INVALID_SOURCE_MAC;
 		goto refuse;
 	}
@@ -126,13 +126,13 @@ int from_pod(struct __sk_buff *ctx)
 	local = find_local(&p->destination);
 	if (local && local->kind != LOCAL_POD)
 		local = NULL;
-	out->flags = local ? 0 : CT_VIA_STACK;
+	out->is.flags = local ? 0 : CT_VIA_STACK;
 	reason = check(ctx, p, out, &out_entry, epoch, &scratch->probe);
 	forget_values();
-	if (out_entry && !out->fresh && out_entry->flags & CT_VIA_STACK)
+	if (out_entry && !out->is.fresh && out_entry->flags & CT_VIA_STACK)
 		local = NULL;
 	if (!reason && local) {
-		in->ingress = 1;
+		in->is.ingress = 1;
 		in->endpoint = local->endpoint;
 		in->origin = out->endpoint;
 		reason = check(ctx, p, in, &in_entry, epoch, &scratch->probe);
@@ -157,7 +157,8 @@ int from_pod(struct __sk_buff *ctx)
 		scratch->way = WAY_POD;
 	} else {
 		scratch->observation = OBSERVE_TO_STACK;
-		if ((out->reply || out->related) && out_entry && !(out_entry->flags & CT_VIA_STACK))
+		if ((out->is.reply || out->is.related) && out_entry &&
+		    !(out_entry->flags & CT_VIA_STACK))
 			scratch->way = WAY_UPLINK;
 	}
 	goto end;

@@ -32,10 +32,11 @@ int from_uplink(struct __sk_buff *ctx)
 	forget_values();
 	p = &scratch->packet;
 	in = &scratch->in;
-	in->ingress = 1;
+	in->is.ingress = 1;
 	in->origin = ORIGIN_ADDRESS;
 	report = &scratch->told[TOLD_END];
 	report->direction = DIRECTION_INGRESS;
+	in->now = coarse_seconds();
 	report->observation = OBSERVE_FROM_NETWORK;
 	switch (bpf_ntohs(CTX_LOAD(ctx, protocol))) {
 	case ETH_P_IP:

@@ -383,22 +383,21 @@ class ReservedRule(IntEnum):
 @dataclass(frozen=True, slots=True)
 class CtKey:
     """struct ct_key: ct: one entry per endpoint and connection, seen from the endpoint, so that
-    both directions of a packet find it by one look-up.
+    both directions of a packet find it by one look-up; the local address is the endpoint's
+    own.
     """
 
-    SIZE: ClassVar[int] = 44
-    FORMAT: ClassVar[struct.Struct] = struct.Struct("=16s16sIHHB3x")
+    SIZE: ClassVar[int] = 28
+    FORMAT: ClassVar[struct.Struct] = struct.Struct("=16sIHHB3x")
     DTYPE = _Dtype(
-        44,
-        local=(("u1", 16), 0),
-        remote=(("u1", 16), 16),
-        endpoint=("u4", 32),
-        local_port=("u2", 36),
-        remote_port=("u2", 38),
-        protocol=("u1", 40),
+        28,
+        remote=(("u1", 16), 0),
+        endpoint=("u4", 16),
+        local_port=("u2", 20),
+        remote_port=("u2", 22),
+        protocol=("u1", 24),
     )
 
-    local: bytes
     remote: bytes
     endpoint: int
     local_port: int  # network order
@@ -406,13 +405,12 @@ class CtKey:
     protocol: int
 
     def __post_init__(self) -> None:
-        _need("local", self.local, 16)
         _need("remote", self.remote, 16)
 
     def pack(self) -> bytes:
         """The bytes that the kernel sees."""
         return self.FORMAT.pack(
-            self.local, self.remote, self.endpoint, self.local_port, self.remote_port, self.protocol
+            self.remote, self.endpoint, self.local_port, self.remote_port, self.protocol
         )
 
     @classmethod
@@ -445,40 +443,31 @@ class Origin(IntEnum):
 class CtEntry:
     """struct ct_entry."""
 
-    SIZE: ClassVar[int] = 64
-    FORMAT: ClassVar[struct.Struct] = struct.Struct("=QQQQQQIIII")
+    SIZE: ClassVar[int] = 48
+    FORMAT: ClassVar[struct.Struct] = struct.Struct("=QIIQQIIII")
     DTYPE = _Dtype(
-        64,
+        48,
         epoch=("u8", 0),
-        seen=("u8", 8),
-        packets=(("u8", 2), 16),
-        bytes=(("u8", 2), 32),
-        rule=("u4", 48),
-        flags=("u4", 52),
-        origin=("u4", 56),
-        peer_identity=("u4", 60),
+        seen=("u4", 8),
+        flags=("u4", 12),
+        bytes=(("u8", 2), 16),
+        packets=(("u4", 2), 32),
+        rule=("u4", 40),
+        origin=("u4", 44),
     )
 
     epoch: int  # policy epoch that the verdict was read under
-    seen: int  # CLOCK_MONOTONIC_COARSE, ns, of the last packet; steps of 1 s
-    packets: tuple[int, int]  # original direction, reply direction
-    bytes: tuple[int, int]
-    rule: int  # that allowed it
+    seen: int  # CLOCK_MONOTONIC_COARSE, s, of the last packet
     flags: int  # enum ct_flag
+    bytes: tuple[int, int]  # original direction, reply direction
+    packets: tuple[int, int]  # the same; they wrap around
+    rule: int  # that allowed it
     origin: int  # ingress: enum origin or an endpoint id
-    peer_identity: int
 
     def pack(self) -> builtins.bytes:
         """The bytes that the kernel sees."""
         return self.FORMAT.pack(
-            self.epoch,
-            self.seen,
-            *self.packets,
-            *self.bytes,
-            self.rule,
-            self.flags,
-            self.origin,
-            self.peer_identity,
+            self.epoch, self.seen, self.flags, *self.bytes, *self.packets, self.rule, self.origin
         )
 
     @classmethod
@@ -488,12 +477,11 @@ class CtEntry:
         return cls(
             values[0],
             values[1],
-            (values[2], values[3]),
-            (values[4], values[5]),
-            values[6],
+            values[2],
+            (values[3], values[4]),
+            (values[5], values[6]),
             values[7],
             values[8],
-            values[9],
         )
 
 

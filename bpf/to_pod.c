@@ -55,10 +55,11 @@ int to_pod(struct __sk_buff *ctx)
 	forget_values();
 	p = &scratch->packet;
 	in = &scratch->in;
-	in->ingress = 1;
-	in->flags = CT_VIA_STACK;
+	in->is.ingress = 1;
+	in->is.flags = CT_VIA_STACK;
 	report = &scratch->told[TOLD_END];
 	report->direction = DIRECTION_INGRESS;
+	in->now = coarse_seconds();
 	device = find_device(CTX_LOAD(ctx, ifindex));
 	if (!device) {
 		reason = DROP_ENDPOINT_NOT_READY;

@@ -140,16 +140,28 @@ def ct_rows(bpffs_dir: Path, names: MapNames) -> Iterator[Row]:
     """Connections, with those in the overflow table. `idle_seconds` counts in whole seconds."""
     import time
 
-    from bpf.maps import CT, CT_OVERFLOW
+    from bpf.maps import ADDRESSES, CT, CT_OVERFLOW
 
     now = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
+    local: dict[tuple[int, bool], str] = {}
+    with open_map(ADDRESSES, bpffs_dir) as table:
+        for address, where in table.items():
+            local[where.endpoint, _is_mapped(address)] = address_text(address)
     for spec, overflow in ((CT, False), (CT_OVERFLOW, True)):
         with open_map(spec, bpffs_dir) as table:
             for key, entry in table.items():
-                yield _ct_row(key, entry, names, now, overflow)
+                own = local.get((key.endpoint, _is_mapped(key.remote)), "")
+                yield _ct_row(key, entry, names, now, overflow, own)
 
 
-def _ct_row(key: CtKey, entry: CtEntry, names: MapNames, now: int, overflow: bool) -> Row:
+def _is_mapped(address: bytes) -> bool:
+    """Whether 16 bytes hold an IPv4 address."""
+    return address.startswith(bytes(10) + b"\xff\xff")
+
+
+def _ct_row(
+    key: CtKey, entry: CtEntry, names: MapNames, now: int, overflow: bool, local: str
+) -> Row:
     from bpf.layouts import CtFlag
 
     packets, size = list(entry.packets), list(entry.bytes)
@@ -158,7 +170,7 @@ def _ct_row(key: CtKey, entry: CtEntry, names: MapNames, now: int, overflow: boo
         "endpoint_name": names.endpoints.get(key.endpoint, ""),
         "direction": "ingress" if entry.flags & CtFlag.CT_INGRESS else "egress",
         "protocol": protocol_name(key.protocol),
-        "local": address_text(key.local),
+        "local": local,
         "local_port": _host_order(key.local_port),
         "remote": address_text(key.remote),
         "remote_port": _host_order(key.remote_port),
@@ -169,7 +181,7 @@ def _ct_row(key: CtKey, entry: CtEntry, names: MapNames, now: int, overflow: boo
         "bytes_reply": size[1],
         "rule": entry.rule,
         "rule_name": names.rule(entry.rule),
-        "idle_seconds": max(now - entry.seen, 0) // 1_000_000_000,
+        "idle_seconds": max(now // 1_000_000_000 - entry.seen, 0),
         "overflow": overflow,
     }
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 TCP, UDP, ICMP, ICMP6, SCTP = 6, 17, 1, 58, 132
+_SECOND = 1_000_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,8 +28,8 @@ class Lifetimes:
 
     tcp_established: float = 21600.0
     tcp_opening: float = 60.0
-    tcp_closing: float = 10.0
     sctp: float = 900.0
+    closing: float = 10.0  # TCP and SCTP
     answered: float = 180.0
     unanswered: float = 60.0
     icmp: float = 60.0
@@ -57,11 +58,13 @@ def expired(
     limit = np.where(
         tcp, np.where(answered, lifetimes.tcp_established, lifetimes.tcp_opening), limit
     )
-    limit = np.where(tcp & closing, lifetimes.tcp_closing, limit)
-    limit = np.where(protocol == SCTP, lifetimes.sctp, limit)
+    sctp = protocol == SCTP
+    limit = np.where(sctp, lifetimes.sctp, limit)
+    # RST of TCP; ABORT and SHUTDOWN COMPLETE of SCTP (RFC 9260, 3.3.7 and 3.3.13) set the same.
+    limit = np.where((tcp | sctp) & closing, lifetimes.closing, limit)
     limit = np.where((protocol == ICMP) | (protocol == ICMP6), lifetimes.icmp, limit)
     # An entry may be touched on another CPU just after `now` was read.
-    idle = np.maximum(np.int64(now) - values["seen"].astype(np.int64), 0)
+    idle = np.maximum(np.int64(now // _SECOND) - values["seen"].astype(np.int64), 0)
     gone = ~np.isin(keys["endpoint"], np.fromiter(endpoints, dtype=np.uint32, count=len(endpoints)))
-    result: NDArray[Any] = (idle > (limit * 1e9).astype(np.int64)) | gone
+    result: NDArray[Any] = (idle > limit) | gone
     return result

@@ -34,6 +34,11 @@ static __u64 (*ktime_coarse)(void) = (void *)160;
 static long (*redirect_neighbour)(__u32 ifindex, void *params, int length,
 				  __u64 flags) = (void *)152;
 
+INLINE __u32 coarse_seconds(void)
+{
+	return ktime_coarse() / NS_PER_SECOND;
+}
+
 /* One load that the compiler may not move or repeat: some fields of the
  * context may only be read by a plain load at their own offset, which large
  * inlined programs otherwise lose ("dereference of modified ctx ptr").
@@ -86,6 +91,7 @@ INLINE void map_ipv4(struct address *to, __be32 from)
 
 INLINE bool same_mac(const __u8 *a, const __u8 *b)
 {
-	return a[0] == b[0] && a[1] == b[1] && a[2] == b[2] && a[3] == b[3] && a[4] == b[4] &&
-	       a[5] == b[5];
+	const __u16 *x = (const __u16 *)a, *y = (const __u16 *)b;
+
+	return x[0] == y[0] && x[1] == y[1] && x[2] == y[2];
 }

@@ -11,12 +11,8 @@
 
 #define MAX_QUOTED_HEADERS 4
 
-/* One endpoint's view of a packet. */
-struct passage {
-	struct ct_key key;
-	struct decision decision;
-	__u32 endpoint;
-	__u32 origin; /* of the packet, for ingress: enum origin or endpoint id */
+/* What was found out on the way; all of it is zero at the start. */
+struct steps {
 	__u16 flags; /* CT_VIA_STACK of an entry made now */
 	__u8 ingress; /* the packet goes to the endpoint */
 	__u8 reply;
@@ -24,7 +20,17 @@ struct passage {
 	__u8 decided; /* the verdict was looked up, not remembered */
 	__u8 related; /* an ICMP error about a known connection */
 	__u8 opened_in; /* the connection was opened towards the endpoint */
+};
+
+/* One endpoint's view of a packet. */
+struct passage {
+	struct ct_key key;
+	struct decision decision;
+	__u32 endpoint;
+	__u32 now; /* CLOCK_MONOTONIC_COARSE, s */
+	__u32 origin; /* of the packet, for ingress: enum origin or endpoint id */
 	__u32 opener; /* origin of the packet that opened it */
+	struct steps is;
 	struct ct_previous_value mirror;
 };
 
@@ -40,7 +46,6 @@ INLINE struct ct_entry *ct_find(struct ct_key *key)
 /* For the endpoint's own packets (egress) local is the source. */
 INLINE void ct_key_of(struct ct_key *key, const struct packet *p, __u32 endpoint, bool ingress)
 {
-	key->local = ingress ? p->destination : p->source;
 	key->remote = ingress ? p->source : p->destination;
 	key->local_port = ingress ? p->destination_port : p->source_port;
 	key->remote_port = ingress ? p->source_port : p->destination_port;
@@ -203,56 +208,57 @@ INLINE bool belongs(const struct packet *p, bool reply)
 INLINE int check(struct __sk_buff *ctx, const struct packet *p, struct passage *s,
 		 struct ct_entry **found, __u64 epoch, const __u8 *probe)
 {
-	bool ingress = s->ingress;
+	bool ingress = s->is.ingress;
 	struct ct_entry *entry = NULL;
 
 	s->opener = s->origin;
-	s->opened_in = ingress;
-	s->related = unlikely(p->icmp == ICMP_ERROR) &&
-		     ct_key_of_quoted(ctx, &s->key, p, s->endpoint, s->opener, ingress);
+	s->is.opened_in = ingress;
+	s->is.related = unlikely(p->icmp == ICMP_ERROR) &&
+			ct_key_of_quoted(ctx, &s->key, p, s->endpoint, s->opener, ingress);
 	forget_values();
-	if (!s->related)
+	if (!s->is.related)
 		ct_key_of(&s->key, p, s->endpoint, ingress);
 	forget_values();
 	if (!*probe)
 		entry = ct_find(&s->key);
-	if (!entry && s->related) {
-		s->related = 0;
+	if (!entry && s->is.related) {
+		s->is.related = 0;
 		ct_key_of(&s->key, p, s->endpoint, ingress);
 	}
 	forget_values();
 	if (entry) {
-		s->opened_in = entry->flags & CT_INGRESS;
-		s->reply = !s->related && s->opened_in != ingress;
+		s->is.opened_in = entry->flags & CT_INGRESS;
+		s->is.reply = !s->is.related && s->is.opened_in != ingress;
 	}
-	if (entry && !s->related) {
+	if (entry && !s->is.related) {
 		bool ended = entry->flags & (CT_FIN_ORIGINAL | CT_FIN_REPLY | CT_RST);
 
-		if (unlikely((p->phase == PHASE_OPEN && (s->reply || ended)) ||
-			     (p->icmp == ICMP_QUERY && s->reply) ||
-			     (entry->flags & CT_DENIED && entry->epoch == epoch && s->reply &&
+		if (unlikely((p->phase == PHASE_OPEN && (s->is.reply || ended)) ||
+			     (p->icmp == ICMP_QUERY && s->is.reply) ||
+			     (entry->flags & CT_DENIED && entry->epoch == epoch && s->is.reply &&
 			      opens(p) && p->protocol != IPPROTO_TCP))) {
 			/* A connection over the remains of another, or opened
 			 * from the other side, or the other way round where the
 			 * first one is not allowed any more: a verdict of its own.
 			 */
-			s->reply = 0;
-			s->fresh = 1;
-			s->opened_in = ingress;
-		} else if (unlikely(!belongs(p, s->reply) ||
-				    (ingress && !s->reply && entry->origin != s->origin))) {
+			s->is.reply = 0;
+			s->is.fresh = 1;
+			s->is.opened_in = ingress;
+		} else if (unlikely(!belongs(p, s->is.reply) ||
+				    (ingress && !s->is.reply && entry->origin != s->origin))) {
 			/* The key of somebody else's connection: decided for
 			 * itself, and the entry is left alone.
 			 */
 			entry = NULL;
-			s->reply = 0;
-			s->opened_in = ingress;
+			s->is.reply = 0;
+			s->is.opened_in = ingress;
 			goto decide;
 		}
 	}
-	if (entry && !s->fresh) {
-		s->decision.rule = s->related ? RULE_RELATED : s->reply ? RULE_REPLY : entry->rule;
-		s->decision.identity = entry->peer_identity;
+	if (entry && !s->is.fresh) {
+		s->decision.rule = s->is.related ? RULE_RELATED :
+				   s->is.reply	 ? RULE_REPLY :
+						   entry->rule;
 		s->decision.allowed = 1;
 		if (likely(entry->epoch == epoch && !(entry->flags & CT_DENIED))) {
 			*found = entry;
@@ -261,42 +267,46 @@ INLINE int check(struct __sk_buff *ctx, const struct packet *p, struct passage *
 		s->opener = entry->origin;
 	}
 	if (!entry)
-		s->fresh = opens(p);
+		s->is.fresh = opens(p);
 decide:
 	*found = entry;
 	forget_values();
 	/* For the side that opened the connection, whichever way this goes. */
-	if (s->opened_in ? s->opener == s->endpoint : same_address(&s->key.local, &s->key.remote)) {
+	if (s->is.opened_in ?
+		    s->opener == s->endpoint :
+		    same_address(ingress ? &p->destination : &p->source, &s->key.remote)) {
 		s->decision.rule = RULE_SELF;
+		s->decision.identity = IDENTITY_UNKNOWN;
+		s->decision.own = IDENTITY_UNKNOWN;
 		s->decision.allowed = 1;
 	} else {
-		struct peer peer = peer_of(s->opened_in ? s->opener : ORIGIN_ADDRESS,
+		struct peer peer = peer_of(s->is.opened_in ? s->opener : ORIGIN_ADDRESS,
 					   &s->key.remote, p->version);
 
 		s->decision.key.peer_class = peer.peer_class;
 		s->decision.identity = peer.identity;
 		s->decision.key.protocol = s->key.protocol;
-		s->decision.port = bpf_ntohs(s->opened_in ? s->key.local_port : s->key.remote_port);
+		s->decision.port =
+			bpf_ntohs(s->is.opened_in ? s->key.local_port : s->key.remote_port);
 		forget_values();
-		decide(s->endpoint, s->opened_in, &s->decision);
+		decide(s->endpoint, s->is.opened_in, &s->decision);
 	}
 	forget_values();
 	if (!s->decision.allowed) {
-		s->decided = 1;
-		if (entry) {
+		s->is.decided = 1;
+		if (entry && !s->is.fresh) {
 			entry->flags |= CT_DENIED;
 			entry->epoch = epoch;
 		}
 		return s->decision.reason;
 	}
-	if (entry && !s->fresh) {
+	if (entry && !s->is.fresh) {
 		entry->rule = s->decision.rule;
-		entry->peer_identity = s->decision.identity;
 		entry->flags &= ~CT_DENIED;
 		entry->epoch = epoch;
 		count(COUNTER_CT_REVALIDATED);
 	} else {
-		s->decided = 1;
+		s->is.decided = 1;
 	}
 	return 0;
 }
@@ -305,19 +315,18 @@ decide:
 INLINE int commit(struct __sk_buff *ctx, const struct packet *p, struct passage *s,
 		  struct ct_entry *entry, __u64 epoch)
 {
-	__u64 now = ktime_coarse();
+	__u32 now = s->now;
 	__u32 flags, length = CTX_LOAD(ctx, len);
 
-	if (s->related)
+	if (s->is.related)
 		return 0;
-	if (s->fresh) {
+	if (s->is.fresh) {
 		struct ct_entry new = {
 			.epoch = epoch,
 			.seen = now,
 			.rule = s->decision.rule,
-			.flags = s->flags | (s->ingress ? CT_INGRESS : 0),
-			.origin = s->ingress ? s->origin : 0,
-			.peer_identity = s->decision.identity,
+			.flags = s->is.flags | (s->is.ingress ? CT_INGRESS : 0),
+			.origin = s->is.ingress ? s->origin : 0,
 		};
 
 		new.packets[0] = 1;
@@ -343,18 +352,18 @@ INLINE int commit(struct __sk_buff *ctx, const struct packet *p, struct passage 
 	}
 	if (!entry)
 		return 0;
-	if (s->reply) {
+	if (s->is.reply) {
 		__sync_fetch_and_add(&entry->packets[1], 1);
 		__sync_fetch_and_add(&entry->bytes[1], length);
 	} else {
 		__sync_fetch_and_add(&entry->packets[0], 1);
 		__sync_fetch_and_add(&entry->bytes[0], length);
 	}
-	if (now - entry->seen > NS_PER_SECOND)
+	if (now != entry->seen)
 		entry->seen = now;
-	flags = s->reply ? CT_SEEN_REPLY : 0;
+	flags = s->is.reply ? CT_SEEN_REPLY : 0;
 	if (p->tcp_flags & TCP_FIN)
-		flags |= s->reply ? CT_FIN_REPLY : CT_FIN_ORIGINAL;
+		flags |= s->is.reply ? CT_FIN_REPLY : CT_FIN_ORIGINAL;
 	if (p->phase == PHASE_ABORT)
 		flags |= CT_RST;
 	if ((entry->flags & flags) != flags)

@@ -12,20 +12,19 @@ INLINE void describe(struct report *r, const struct passage *s)
 {
 	r->rule = s->decision.rule;
 	r->endpoint = s->endpoint;
-	r->direction = s->ingress ? DIRECTION_INGRESS : DIRECTION_EGRESS;
-	r->source_identity = s->ingress ? s->decision.identity : s->decision.own;
-	r->destination_identity = s->ingress ? s->decision.own : s->decision.identity;
+	r->direction = s->is.ingress ? DIRECTION_INGRESS : DIRECTION_EGRESS;
+	r->source_identity = s->is.ingress ? s->decision.identity : s->decision.own;
+	r->destination_identity = s->is.ingress ? s->decision.own : s->decision.identity;
 }
 
 INLINE void note_verdict(struct report *r, const struct passage *s)
 {
-	if (!s->decided)
+	if (!s->is.decided)
 		return;
 	r->type = EVENT_POLICY_VERDICT;
-	if (s->decision.allowed)
-		r->flags = EVENT_ALLOWED;
-	else
-		r->reason = s->decision.reason;
+	r->flags = s->decision.allowed ? EVENT_ALLOWED : 0;
+	r->reason = s->decision.allowed ? 0 : s->decision.reason;
+	r->observation = 0;
 	describe(r, s);
 }
 
@@ -44,20 +43,20 @@ INLINE void tell(struct __sk_buff *ctx, struct scratch *scratch, int reason)
 
 	scratch->reason = reason;
 	forget_values();
-	last = scratch->in.ingress ? &scratch->in : &scratch->out;
+	last = scratch->in.is.ingress ? &scratch->in : &scratch->out;
 	if (unlikely(scratch->reason)) {
-		if (last->decided && !last->decision.allowed)
+		if (last->is.decided && !last->decision.allowed)
 			describe(end, last);
 		end->type = EVENT_DROP;
 		end->reason = scratch->reason;
 		count_packet(ctx, end->direction, scratch->reason);
-	} else if (unlikely(last->fresh)) {
+	} else if (unlikely(last->is.fresh)) {
 		describe(end, last);
 		end->type = EVENT_TRACE;
 		end->observation = scratch->observation;
 		end->flags = EVENT_ALLOWED;
 	}
-	if (likely(!end->type && !scratch->in.decided && !scratch->out.decided))
+	if (likely(!end->type && !scratch->in.is.decided && !scratch->out.is.decided))
 		return;
 	note_verdict(&scratch->told[TOLD_SENDER], &scratch->out);
 	note_verdict(&scratch->told[TOLD_RECEIVER], &scratch->in);

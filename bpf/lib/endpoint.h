@@ -15,6 +15,16 @@ INLINE struct local_address *find_local(struct address *address)
 	return bpf_map_lookup_elem(MAP(ADDRESSES_FD), address);
 }
 
+/* Does the frame come from this hardware address? */
+INLINE bool from_mac(struct __sk_buff *ctx, const __u8 *mac)
+{
+	void *data = (void *)(long)ctx->data;
+	void *end = (void *)(long)ctx->data_end;
+	struct ethhdr *eth = data;
+
+	return (void *)(eth + 1) <= end && same_mac(eth->h_source, mac);
+}
+
 INLINE bool link_local6(const struct address *a)
 {
 	return a->bytes[0] == 0xfe && (a->bytes[1] & 0xc0) == 0x80;

@@ -144,11 +144,12 @@ enum reserved_rule {
 /* ---- connection tracking --------------------------------------------- */
 
 /* ct: one entry per endpoint and connection, seen from the endpoint, so that
- * both directions of a packet find it by one look-up. ICMP queries have the
- * identifier as the port of the side that asked, and 0 as the other.
+ * both directions of a packet find it by one look-up; the local address is the
+ * endpoint's own. ICMP queries have the identifier as the port of the side that
+ * asked, and 0 as the other. Key and value are small, so that an element (with
+ * 48 bytes of the kernel's before the key) is two cache lines.
  */
 struct ct_key {
-	struct address local;
 	struct address remote;
 	__u32 endpoint;
 	__u16 local_port; /* network order */
@@ -178,13 +179,12 @@ enum origin {
 
 struct ct_entry {
 	__u64 epoch; /* policy epoch that the verdict was read under */
-	__u64 seen; /* CLOCK_MONOTONIC_COARSE, ns, of the last packet; steps of 1 s */
-	__u64 packets[2]; /* original direction, reply direction */
-	__u64 bytes[2];
-	__u32 rule; /* that allowed it */
+	__u32 seen; /* CLOCK_MONOTONIC_COARSE, s, of the last packet */
 	__u32 flags; /* enum ct_flag */
+	__u64 bytes[2]; /* original direction, reply direction */
+	__u32 packets[2]; /* the same; they wrap around */
+	__u32 rule; /* that allowed it */
 	__u32 origin; /* ingress: enum origin or an endpoint id */
-	__u32 peer_identity;
 };
 
 /* fragments: what the first fragment said, for those that follow. */

@@ -154,6 +154,19 @@ INLINE __u32 transport_minimum(__u8 protocol)
 }
 
 /* Ports, flags and ICMP type at p->l4; not for later fragments. */
+INLINE int load_header(struct __sk_buff *ctx, __u32 at, void *to, __u32 size)
+{
+	void *data = (void *)(long)ctx->data;
+	void *end = (void *)(long)ctx->data_end;
+
+	/* Headers mostly lie in the linear part, near the front. */
+	if (likely(at < 256 && data + at + size <= end)) {
+		__builtin_memcpy(to, data + at, size);
+		return 0;
+	}
+	return bpf_skb_load_bytes(ctx, at, to, size);
+}
+
 INLINE int parse_transport(struct __sk_buff *ctx, struct packet *p)
 {
 	__u32 minimum = transport_minimum(p->protocol);
@@ -166,7 +179,7 @@ INLINE int parse_transport(struct __sk_buff *ctx, struct packet *p)
 		return p->fragment == FRAGMENT_FIRST ? DROP_FRAGMENT_NOT_FOUND :
 						       DROP_CT_INVALID_HEADER;
 	if (p->protocol == IPPROTO_TCP) {
-		if (bpf_skb_load_bytes(ctx, p->l4, &tcp, 16))
+		if (load_header(ctx, p->l4, &tcp, 16))
 			return DROP_CT_INVALID_HEADER;
 		if (tcp.doff < 5)
 			return DROP_CT_INVALID_HEADER;
@@ -183,7 +196,7 @@ INLINE int parse_transport(struct __sk_buff *ctx, struct packet *p)
 		p->destination_port = tcp.dest;
 		return 0;
 	}
-	if (bpf_skb_load_bytes(ctx, p->l4, &tcp, 4))
+	if (load_header(ctx, p->l4, &tcp, 4))
 		return DROP_CT_INVALID_HEADER;
 	if (p->protocol == IPPROTO_UDP || p->protocol == IPPROTO_SCTP) {
 		p->source_port = tcp.source;

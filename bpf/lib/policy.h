@@ -59,6 +59,7 @@ INLINE void decide(__u32 endpoint, bool ingress, struct decision *d)
 	int level;
 
 	d->allowed = 0;
+	d->own = IDENTITY_UNKNOWN;
 	d->rule = RULE_DEFAULT_DENY;
 	d->reason = DROP_POLICY_DENIED;
 	policy = bpf_map_lookup_elem(MAP(ENDPOINTS_FD), &endpoint);

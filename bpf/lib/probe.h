@@ -30,12 +30,12 @@ INLINE int answer_probe(struct __sk_buff *ctx, const struct passage *out, const 
 {
 	__u32 decided = 0;
 
-	if (out && out->decided) {
+	if (out && out->is.decided) {
 		decided |= PROBE_EGRESS_DECIDED;
 		decided |= out->decision.allowed ? PROBE_EGRESS_ALLOWED : 0;
 		ctx->cb[PROBE_EGRESS_RULE] = out->decision.rule;
 	}
-	if (in && in->decided) {
+	if (in && in->is.decided) {
 		decided |= PROBE_INGRESS_DECIDED;
 		decided |= in->decision.allowed ? PROBE_INGRESS_ALLOWED : 0;
 		ctx->cb[PROBE_INGRESS_RULE] = in->decision.rule;

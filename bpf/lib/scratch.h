@@ -42,7 +42,18 @@ INLINE struct scratch *new_scratch(void)
 	__u32 zero = 0;
 	struct scratch *scratch = bpf_map_lookup_elem(MAP(SCRATCH_FD), &zero);
 
-	if (scratch)
-		__builtin_memset(scratch, 0, sizeof(*scratch));
+	if (!scratch)
+		return NULL;
+	/* Only what is read before it is written; the rest would cost 10 ns. */
+	__builtin_memset(&scratch->packet, 0, sizeof(scratch->packet));
+	__builtin_memset(&scratch->out.is, 0, sizeof(scratch->out.is));
+	__builtin_memset(&scratch->in.is, 0, sizeof(scratch->in.is));
+	__builtin_memset(&scratch->told[TOLD_END], 0, sizeof(struct report));
+	scratch->told[TOLD_SENDER].type = 0;
+	scratch->told[TOLD_RECEIVER].type = 0;
+	scratch->out.origin = ORIGIN_ADDRESS;
+	scratch->reason = 0;
+	scratch->observation = 0;
+	scratch->way = WAY_STACK;
 	return scratch;
 }

@@ -73,12 +73,14 @@ def test_ipcache(bpffs_dir: Path) -> None:
 
 
 def test_ct(bpffs_dir: Path) -> None:
-    key = layouts.CtKey(POD, CLIENT, 7, socket.htons(80), socket.htons(40000), 6)
+    key = layouts.CtKey(CLIENT, 7, socket.htons(80), socket.htons(40000), 6)
     values = {name: 0 for name in layouts.CtEntry.__slots__}
     flags = layouts.CtFlag.CT_INGRESS | layouts.CtFlag.CT_SEEN_REPLY
     entry = layouts.CtEntry(**{**values, "packets": (3, 2), "bytes": (300, 200), "flags": flags})  # type: ignore[arg-type]
     _put(bpffs_dir, maps.CT, (key, entry))
     _put(bpffs_dir, maps.CT_OVERFLOW)
+    local = layouts.LocalAddress.unpack(bytes(layouts.LocalAddress.SIZE))
+    _put(bpffs_dir, maps.ADDRESSES, (POD, replace(local, endpoint=7)))
     (row,) = _listing(bpffs_dir, "ct")
     assert (row["local"], row["local_port"], row["remote_port"]) == ("10.0.0.5", 80, 40000)
     assert (row["direction"], row["packets"], row["bytes_reply"]) == ("ingress", 3, 200)

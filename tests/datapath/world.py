@@ -48,6 +48,7 @@ from bpf.layouts import (
 )
 
 OK, SHOT, REDIRECT = 0, 2, 7
+NEXT = 0xFFFFFFFF  # TC_ACT_UNSPEC: on to the next program, and then to the stack
 TCP, UDP, SCTP, ICMP, ICMP6 = 6, 17, 132, 1, 58
 FROM_POD, TO_POD, FROM_UPLINK = "from_pod", "to_pod", "from_uplink"
 PROGRAMS: Final = (FROM_POD, TO_POD, FROM_UPLINK)
@@ -340,6 +341,8 @@ class World:
         else:
             result = prog_test_run(self.programs[program], raw, context)
             action, frame, cb = result.retval, result.packet, result.context.cb
+            if action == NEXT:
+                action = OK
         counted = {
             key: (packets - before.get(key, (0, 0))[0], size - before.get(key, (0, 0))[1])
             for key, (packets, size) in self.counted().items()
@@ -351,7 +354,8 @@ class World:
     def action(self, program: str, raw: bytes, ifindex: int, ingress_ifindex: int = 0) -> int:
         """Only the return value: for thousands of packets."""
         context = SkbContext(ingress_ifindex=ingress_ifindex, ifindex=ifindex)
-        return prog_test_run(self.programs[program], raw, context).retval
+        action = prog_test_run(self.programs[program], raw, context).retval
+        return OK if action == NEXT else action
 
     def _run_segmented(self, program: str, raw: bytes, context: SkbContext, size: int,
                        segments: int) -> tuple[int, bytes, tuple[int, ...]]:  # fmt: skip
@@ -408,9 +412,8 @@ class World:
     @staticmethod
     def key(pod: Pod, remote: str, protocol: int, local_port: int, remote_port: int) -> CtKey:
         """A connection as a pod sees it; ports in host order."""
-        local = pod.ip6 if ":" in remote else pod.ip4
         return CtKey(
-            packed(local), packed(remote), pod.endpoint, swapped(local_port),
+            packed(remote), pod.endpoint, swapped(local_port),
             swapped(remote_port), protocol,
         )  # fmt: skip
 

@@ -109,13 +109,13 @@ def scalar(protocol: int, flags: int, idle: float, alive: bool) -> bool:
     answered = bool(flags & CtFlag.CT_SEEN_REPLY)
     if protocol in (1, 58):
         return idle > times.icmp
-    if protocol == 132:
-        return idle > times.sctp
-    if protocol == 6:
+    if protocol in (6, 132):
         if flags & CtFlag.CT_RST or (
             flags & CtFlag.CT_FIN_ORIGINAL and flags & CtFlag.CT_FIN_REPLY
         ):
-            return idle > times.tcp_closing
+            return idle > times.closing
+        if protocol == 132:
+            return idle > times.sctp
         return idle > (times.tcp_established if answered else times.tcp_opening)
     return idle > (times.answered if answered else times.unanswered)
 
@@ -138,7 +138,7 @@ def test_expired_is_the_scalar_rule(rows: list[tuple[int, int, int, int]]) -> No
     values = np.zeros(len(rows), dtype=CtEntry.DTYPE)
     for n, (protocol, flags, idle, endpoint) in enumerate(rows):
         keys[n]["protocol"], keys[n]["endpoint"] = protocol, endpoint
-        values[n]["flags"], values[n]["seen"] = flags, now - idle * _SECOND
+        values[n]["flags"], values[n]["seen"] = flags, now // _SECOND - idle
     found = expired(keys, values, now, {1, 2, 3}, Lifetimes())
     assert found.tolist() == [
         scalar(protocol, flags, idle, endpoint in (1, 2, 3))
