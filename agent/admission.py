@@ -54,6 +54,8 @@ class Admission:
         changes = self._store.take_changes()
         for key in changes.policies:
             self.refused.pop(key, None)  # it has changed or is gone: judged anew
+            if key not in self._store.policies:
+                self._good.pop(key, None)  # gone for good, whatever else of these fails
         delta, problem = self._try(changes, now)
         if problem is None:
             self._accept(changes.policies)
@@ -88,6 +90,8 @@ class Admission:
         """Try refused policies again for which there is room now; whether any is in force."""
         admitted = False
         for key, refusal in sorted(self.refused.items()):
+            if self._store.policy_changed(key):
+                continue  # by now another one is wanted, or none: `take` will see to it
             if refusal.map:
                 room = self._capacity(refusal.map) - self._size(refusal.map)
                 if room < max(refusal.growth, 1):

@@ -75,9 +75,10 @@ class PrometheusConfig:
 class Config:
     """A complete, valid configuration.
 
-    mtu: of pod devices, in bytes; 0: that of the uplink, or of the default route's device.
+    mtu: of pod devices, in bytes; 0: the least of the uplinks', without uplinks that of the default
+    route's device, and 1500 without that.
     devices: uplinks, whose traffic from outside is guarded; empty: pods reach only this node.
-    cgroup_root: None: the cgroup2 mount of the host.
+    cgroup_root: not used yet, kept for the socket redirect; None: the cgroup2 mount of the host.
     labels: filter in the form of `identity.labels.LabelFilter.of`; empty: the default filter.
     """
 
@@ -158,12 +159,12 @@ KEYS: tuple[Key, ...] = (
         "folder, on a BPF file system, of pinned maps and links",
         Path("/sys/fs/bpf/bristle"),
     ),
-    Key("cgroup_root", kinds.FOLDER, "cgroup2 folder of the pods (default: the mount)", None),
+    Key("cgroup_root", kinds.FOLDER, "not used yet: kept for the socket redirect", None),
     Key("pod_cidrs", _NETWORKS, "networks that pod addresses are taken from, of both families"),
     Key(
         "mtu",
         kinds.whole_number(1280, 65535, zero=True),
-        "MTU of pod devices; 0: that of the uplink",
+        "MTU of pod devices; 0: that of the uplink, or of the default route's device",
         0,
     ),
     Key(

@@ -42,6 +42,7 @@ from agent.kernel.endpoint_store import EndpointStore, EndpointStoreError, read_
 from agent.kernel.links import LinkError
 from agent.kernel.loader import LoadError
 from agent.kernel.maps import MapError
+from agent.kernel.netlink import default_route_mtu
 from agent.kernel.node_addresses import (
     LinkRemoved,
     NetworkEvent,
@@ -242,7 +243,7 @@ def _mtu(config: Config) -> int:
     for device in config.devices:
         with contextlib.suppress(OSError, ValueError):
             mtus.append(int(Path(f"/sys/class/net/{device}/mtu").read_text()))
-    return min(mtus, default=_DEFAULT_MTU)
+    return min(mtus, default=0) or default_route_mtu() or _DEFAULT_MTU
 
 
 def _restore_identities(identities: IdentityAllocator, path: Path) -> None:

@@ -5,6 +5,7 @@ what would take long is only gathered there.
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 
@@ -31,6 +32,7 @@ from identity.reserved import Reserved, is_local
 from identity.selectors import Selector
 from policy.model import Direction as PolicyDirection
 from policy.model import NetworkPolicy, PodPeer, PolicyKey
+from policy.render import render_network_policy
 from policy.resolve import Table, peer_selector
 
 
@@ -157,6 +159,7 @@ class Listing:
             egress_rules=len(policy.rules(PolicyDirection.EGRESS)),
             types=tuple(one.name.capitalize() for one in sorted(policy.policy_types)),
             endpoints=endpoints,
+            spec_json=json.dumps(render_network_policy(policy)["spec"]),
         )
 
     def selectors(self) -> Callable[[], list[SelectorInfo]]:

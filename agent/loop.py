@@ -24,7 +24,7 @@ from agent.comparison import ROUNDS, Comparison
 from agent.core.conntrack import Lifetimes
 from agent.core.delta import Delta
 from agent.core.desired import RETIRE_SECONDS, Desired
-from agent.core.events import Event, ResourceKey
+from agent.core.events import Event, ResourceKey, ResourceRejected
 from agent.core.store import Store
 from agent.kernel.datapath import Datapath
 from agent.kernel.maps import MapError
@@ -208,7 +208,7 @@ class Loop:
                     if _perform(item):
                         calls.append(item)
                 elif item is not None:
-                    self.store.apply(item)
+                    self._apply(item)
             failure = self._reconcile() if self.store.synced else None
         except BaseException as error:
             for _, item in batch:
@@ -224,6 +224,14 @@ class Loop:
             self.counters.last_implementation = self._clock() - batch[0][0]
         if self.synced.is_set():
             self._housekeeping()
+
+    def _apply(self, event: Event) -> None:
+        if isinstance(event, ResourceRejected) and event != self.store.rejections.get(
+            (event.source, event.origin)
+        ):
+            # In one line: what a YAML parser says may have several.
+            log.warning("rejected: %s", " ".join(str(event).split()))
+        self.store.apply(event)
 
     # ---- writing ---------------------------------------------------------------------------------
 

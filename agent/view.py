@@ -43,7 +43,14 @@ from agent.inspection import Inspector
 from agent.listing import Listing, texts
 from agent.loop import Loop, LoopStopped
 from agent.telemetry.flows import FlowHub, Names
-from agent.telemetry.metrics import Family, agent_families, kernel_families, loss_family, samples
+from agent.telemetry.metrics import (
+    Family,
+    agent_families,
+    kernel_families,
+    loss_family,
+    samples,
+    work_families,
+)
 from bpf.layouts import Counter
 from identity.labels import DEFAULT, LabelFilter
 from identity.reserved import Reserved
@@ -139,17 +146,12 @@ class View:
         )
         families += agent_families(self.status(), self.endpoints(), self.identities())
         done = loop.counters
-        families += [
-            Family("datapath_conntrack_gc_entries", "gauge", "Tracked connections", (),
-                   {(): done.connections}),
-            Family("datapath_conntrack_gc_removed", "counter", "Connections that ended", (),
-                   {(): done.connections_removed}),
-            Family("map_repairs", "counter", "Entries found altered and repaired", (),
-                   {(): done.repaired}),
-            Family("policy_implementation_delay", "gauge",
-                   "Seconds the last change took to be in force", ("source",),
-                   {("manifests",): done.last_implementation}),
-        ]  # fmt: skip
+        families += work_families(
+            done.connections,
+            done.connections_removed,
+            done.repaired,
+            {"manifests": done.last_implementation},
+        )
         return families
 
     def dump(self) -> Iterable[DumpFile]:

@@ -242,13 +242,12 @@ class IdentityList(_message.Message):
     def __init__(self, identities: _Optional[_Iterable[_Union[IdentityInfo, _Mapping]]] = ...) -> None: ...
 
 class PolicyInfo(_message.Message):
-    __slots__ = ("kind", "namespace", "name", "status", "reason", "origin", "ingress_rules", "egress_rules", "types", "endpoints", "spec_json")
+    __slots__ = ("kind", "namespace", "name", "status", "reason", "ingress_rules", "egress_rules", "types", "endpoints", "spec_json")
     KIND_FIELD_NUMBER: _ClassVar[int]
     NAMESPACE_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     STATUS_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
-    ORIGIN_FIELD_NUMBER: _ClassVar[int]
     INGRESS_RULES_FIELD_NUMBER: _ClassVar[int]
     EGRESS_RULES_FIELD_NUMBER: _ClassVar[int]
     TYPES_FIELD_NUMBER: _ClassVar[int]
@@ -259,13 +258,12 @@ class PolicyInfo(_message.Message):
     name: str
     status: ObjectState
     reason: str
-    origin: str
     ingress_rules: int
     egress_rules: int
     types: _containers.RepeatedScalarFieldContainer[str]
     endpoints: int
     spec_json: str
-    def __init__(self, kind: _Optional[str] = ..., namespace: _Optional[str] = ..., name: _Optional[str] = ..., status: _Optional[_Union[ObjectState, str]] = ..., reason: _Optional[str] = ..., origin: _Optional[str] = ..., ingress_rules: _Optional[int] = ..., egress_rules: _Optional[int] = ..., types: _Optional[_Iterable[str]] = ..., endpoints: _Optional[int] = ..., spec_json: _Optional[str] = ...) -> None: ...
+    def __init__(self, kind: _Optional[str] = ..., namespace: _Optional[str] = ..., name: _Optional[str] = ..., status: _Optional[_Union[ObjectState, str]] = ..., reason: _Optional[str] = ..., ingress_rules: _Optional[int] = ..., egress_rules: _Optional[int] = ..., types: _Optional[_Iterable[str]] = ..., endpoints: _Optional[int] = ..., spec_json: _Optional[str] = ...) -> None: ...
 
 class RejectedInfo(_message.Message):
     __slots__ = ("origin", "document", "resource", "field", "message", "last_good")

@@ -97,7 +97,8 @@ def _show_node(lab: Lab) -> None:
      \\________ shop ________/     monitoring      guests
 """)
     show.fact("kernel", f"{kernel.release} {kernel.machine}")
-    show.fact("programs", f"three BPF programs in the kernel, attached by {status.attach_mode}")
+    attached = f"at pods by clsact, at uplinks by {status.attach_mode}"
+    show.fact("programs", f"three BPF programs in the kernel, attached {attached}")
     show.fact("pod ranges", ", ".join(lab.pod_cidrs))
     show.fact("manifests", f"{MANIFESTS.parent.name}/{MANIFESTS.name}: namespaces, pods, policies")
 

@@ -11,7 +11,7 @@ shopt -s nullglob
 
 bin=.venv/bin
 formatter=clang-format-14 # other versions form some lines in another way
-c_files=(bpf/*.c bpf/lib/*.h cni/*.[ch] bench/*.[ch])
+c_files=(bpf/*.c bpf/lib/*.h cni/*.[ch] bench/native/*.[ch])
 shell_files=(tools/*.sh .ci/run)
 failed=()
 
@@ -57,6 +57,7 @@ check "gcc warnings" c_warnings
 check "shellcheck" shellcheck "${shell_files[@]}"
 check "layouts" $bin/python tools/generate_layouts.py --check
 check "api stubs" tools/generate_api.sh --check
+check "config docs" $bin/python -m tools.generate_config_docs --check
 check "codespell" $bin/codespell
 check "tree" $bin/python tools/check_tree.py
 

@@ -122,7 +122,7 @@ def _policy_dict(item: PolicyInfo) -> dict[str, Any]:
 def _print_all(answer: PolicyList) -> None:
     click.echo(f"Revision {answer.revision}")
     print_table(
-        ("POLICY", "KIND", "TYPES", "RULES IN", "RULES OUT", "ENDPOINTS", "STATUS", "ORIGIN"),
+        ("POLICY", "KIND", "TYPES", "RULES IN", "RULES OUT", "ENDPOINTS", "STATUS"),
         [
             (
                 _text(item),
@@ -132,7 +132,6 @@ def _print_all(answer: PolicyList) -> None:
                 item.egress_rules,
                 item.endpoints,
                 _status(item),
-                item.origin,
             )
             for item in _sorted(answer)
         ],

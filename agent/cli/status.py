@@ -63,8 +63,9 @@ def _print(answer: AgentStatus, verbose: bool) -> None:
         ("Identities", str(answer.identities)),
         (
             "Datapath",
-            f"{answer.attach_mode or 'not attached'}, epoch {answer.policy_epoch}, "
-            f"uplinks {', '.join(answer.devices) or 'none'}, {answer.events_lost} events lost",
+            f"pods: clsact, uplinks: {answer.attach_mode or 'not attached'} "
+            f"({', '.join(answer.devices) or 'none'}), epoch {answer.policy_epoch}, "
+            f"{answer.events_lost} events lost",
         ),
         *(("Problem", f"{problem.what}: {problem.message}") for problem in answer.problems),
     ]

@@ -41,7 +41,8 @@ class AddressBook:
         self.problems: dict[PodKey, str] = {}
         """Pods that could not be given an identity; they are unmanaged, so no label allows them."""
         self.owners: dict[bytes, PodKey] = {}
-        """Pod by address in the form of the maps. Other threads may read it, key by key."""
+        """Pod by address in the form of the maps; none for the node's own. Other threads may read
+        it, key by key."""
 
     def identity_of(self, pod: PodKey) -> int:
         """The identity of a pod that has addresses; init while its labels are not known."""
@@ -124,7 +125,10 @@ class AddressBook:
             self.owners.pop(address_bytes(address), None)
             return
         owner = _NODE if _NODE in claims else self._local.get(address) or min(claims)
-        self.owners[address_bytes(address)] = owner
+        if owner is _NODE:
+            self.owners.pop(address_bytes(address), None)
+        else:
+            self.owners[address_bytes(address)] = owner
         self._ipcache.upsert(address, *self._who[owner])
 
 

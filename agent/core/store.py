@@ -121,6 +121,10 @@ class Store:
             self.policies[key] = policy
         self._changes.policies.add(key)
 
+    def policy_changed(self, key: ResourceKey) -> bool:
+        """Whether `take_changes` would name this policy."""
+        return key in self._changes.policies
+
     def look_again(self, pods: Iterable[PodKey]) -> None:
         """Count these pods as changed: what they could not have before may be there now."""
         self._changes.pods.update(pods)

@@ -93,7 +93,7 @@ class AgentStatus:
     uptime_seconds: float
     policy_revision: int
     policy_epoch: int
-    attach_mode: str  # "tcx" or "clsact"
+    attach_mode: str  # of uplinks, "tcx" or "clsact"; pods always use clsact
     sources: tuple[SourceStatus, ...] = ()
     problems: tuple[Problem, ...] = ()
     maps: tuple[MapUsage, ...] = ()
@@ -155,7 +155,6 @@ class PolicyInfo:
     name: str
     status: ObjectState
     reason: str = ""
-    origin: str = ""
     ingress_rules: int = 0
     egress_rules: int = 0
     types: tuple[str, ...] = ()

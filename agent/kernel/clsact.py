@@ -13,11 +13,14 @@ from __future__ import annotations
 import errno
 import socket
 import struct
+from collections.abc import Sequence
 
 from agent.kernel.rtnl import (
     NLM_F_CREATE,
     NLM_F_REPLACE,
+    Message,
     Request,
+    RtnlError,
     RtnlSocket,
     attribute,
     attributes,
@@ -54,6 +57,20 @@ def attach(netlink: RtnlSocket, ifindex: int, ingress_fd: int, egress_fd: int) -
     )  # fmt: skip
 
 
+def attach_anew(netlink: RtnlSocket, ifindex: int, ingress_fd: int, egress_fd: int) -> None:
+    """As `attach`, after others had their hands in it: an ingress qdisc in place of clsact goes.
+
+    Raises RtnlError.
+    """
+    try:
+        attach(netlink, ifindex, ingress_fd, egress_fd)
+    except RtnlError as error:
+        if error.errno == errno.ENODEV:
+            raise
+        netlink.attempt([_request(RTM_DELQDISC, ifindex, CLSACT_HANDLE, TC_H_CLSACT, 0, b"", 0)])
+        attach(netlink, ifindex, ingress_fd, egress_fd)
+
+
 def detach(netlink: RtnlSocket, ifindex: int) -> None:
     """Remove the clsact qdisc and both filters; absent is success.
 
@@ -68,6 +85,45 @@ def detach(netlink: RtnlSocket, ifindex: int) -> None:
 def attached(netlink: RtnlSocket, ifindex: int) -> tuple[int, int]:
     """Program ids at ingress and egress, 0 where there is none of ours."""
     return _attached(netlink, ifindex, INGRESS), _attached(netlink, ifindex, EGRESS)
+
+
+def attached_many(
+    netlink: RtnlSocket, devices: Sequence[int]
+) -> dict[int, tuple[int, int] | None]:
+    """As `attached`, for many devices: 2.5 ms for 110. None for a device that is gone.
+
+    A dump of filters is always of one device and direction, and only one can be under way at a
+    socket; but our two filters are known by their handle, and single ones can be asked for in
+    batches. Raises RtnlError.
+    """
+    info = _PRIORITY << 16 | socket.htons(_ALL_PROTOCOLS)
+    absent = frozenset({errno.EINVAL, errno.ENOENT})
+    requests = [
+        Request(
+            RTM_GETTFILTER, 0, _TC.pack(0, 0, ifindex, _HANDLE, parent, info),
+            f"find the filter of device {ifindex}", absent,
+        )
+        for ifindex in devices
+        for parent in (INGRESS, EGRESS)
+    ]  # fmt: skip
+    answers = netlink.get_many(requests)
+    found: dict[int, tuple[int, int] | None] = {}
+    for ifindex, ingress, egress in zip(devices, answers[::2], answers[1::2], strict=True):
+        errors = [one for one in (ingress, egress) if isinstance(one, RtnlError)]
+        if any(error.errno != errno.ENODEV for error in errors):
+            raise errors[0]
+        found[ifindex] = None if errors else (_program_id(ingress), _program_id(egress))
+    return found
+
+
+def _program_id(answer: Message | RtnlError | None) -> int:
+    if not isinstance(answer, Message):
+        return 0
+    found = attributes(answer.payload[_TC.size :])
+    options = attributes(found.get(TCA_OPTIONS, b""))
+    # Without direct action a program's verdict is only taken for a class.
+    direct = number(options, TCA_BPF_FLAGS) & DIRECT_ACTION
+    return number(options, TCA_BPF_ID) if found.get(TCA_KIND) == b"bpf\0" and direct else 0
 
 
 def _attached(netlink: RtnlSocket, ifindex: int, parent: int) -> int:

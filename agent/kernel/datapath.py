@@ -23,11 +23,12 @@ from agent.core.conntrack import Lifetimes, expired
 from agent.core.delta import Delta, MapDelta, PolicyDelta, peer_deletes, peer_upserts
 from agent.kernel import bpf, bpffs, clsact
 from agent.kernel.former import Former
-from agent.kernel.links import Attacher, Hook, LinkError, Outcome, attacher
+from agent.kernel.links import Outcome
 from agent.kernel.loader import Loader, ProgramSpec
 from agent.kernel.maps import PinnedMap
 from agent.kernel.rtnl import RtnlSocket
 from agent.kernel.testrun import SkbContext, TestRun, prog_test_run
+from agent.kernel.uplinks import Uplinks
 from bpf import maps
 from bpf.layouts import Config, CtEntry, CtKey, NumberKey, NumberKind, PolicyKey, Traffic
 
@@ -51,7 +52,7 @@ class Datapath:
         self._specs = maps.specs(sizes)
         self._maps: dict[str, PinnedMap[Any, Any]] = {}
         self._programs: dict[str, int] = {}
-        self._attacher: Attacher = attacher(bpffs_dir / "links")
+        self.uplinks = Uplinks(bpffs_dir / "links")
         self._passing: dict[str, int] = {}
         self._idle_since = 0
         self._former = Former({})
@@ -112,15 +113,17 @@ class Datapath:
             self._former.copy_connections(self._maps)
             # An entry is touched in the table where it was found; in another it looks idle.
             self._idle_since = time.monotonic_ns()
+            # Never again, should what follows fail and be repeated: devices that have changed over
+            # would not know what the former tables are told.
+            for fd in self._passing.values():
+                os.close(fd)
+            self._passing = {}
         # From here on our tables alone are complete.
         self._former.unpin()
         attach()
         # A former program may have renewed a verdict from the maps that it had.
         self.bump_epoch()
         self._former.close()
-        for fd in self._passing.values():
-            os.close(fd)
-        self._passing = {}
 
     def _load(self, defines: Mapping[str, int], more: Mapping[str, int]) -> dict[str, int]:
         shared = {name: one.fd for name, one in self._maps.items() if name != "numbers"}
@@ -155,12 +158,12 @@ class Datapath:
         """Descriptor of a loaded program."""
         return self._programs[name]
 
+    # ---- attaching -------------------------------------------------------------------------------
+
     @property
     def attach_mode(self) -> str:
-        """How programs are attached here: `tcx` or `clsact`."""
-        return "tcx" if type(self._attacher).__name__ == "TcxAttacher" else "clsact"
-
-    # ---- attaching -------------------------------------------------------------------------------
+        """How programs are attached to uplinks: `tcx` or `clsact`."""
+        return self.uplinks.mode
 
     def attach_endpoint(self, endpoint: int, ifindex: int) -> None:
         """Both programs at a pod's host-side device, each replacing an older one in one step.
@@ -172,36 +175,43 @@ class Datapath:
         with RtnlSocket() as netlink:
             clsact.attach(netlink, ifindex, self._programs[FROM_POD], self._programs[TO_POD])
 
+    def attach_endpoint_anew(self, ifindex: int) -> None:
+        """As `attach_endpoint`, where others took our programs away. Raises RtnlError."""
+        with RtnlSocket() as netlink:
+            clsact.attach_anew(netlink, ifindex, self._programs[FROM_POD], self._programs[TO_POD])
+
     def attached(self, ifindex: int) -> bool:
         """Whether this agent's programs are the ones at a pod's device."""
-        ours = tuple(bpf.program_info(self._programs[name]).id for name in (FROM_POD, TO_POD))
         with RtnlSocket() as netlink:
-            return clsact.attached(netlink, ifindex) == ours
+            return clsact.attached(netlink, ifindex) == self._ids(FROM_POD, TO_POD)
+
+    def endpoint_programs(self, devices: Sequence[int]) -> dict[int, tuple[int, int] | None]:
+        """Ids of the programs at pods' devices (ingress, egress), 0 for none; None where there is
+        no such device. Raises RtnlError."""
+        with RtnlSocket() as netlink:
+            return clsact.attached_many(netlink, devices)
+
+    def program_ids(self) -> tuple[int, int, int]:
+        """Of this agent's programs: from_pod, to_pod, from_uplink."""
+        from_pod, to_pod, from_uplink = self._ids(*PROGRAMS)
+        return from_pod, to_pod, from_uplink
+
+    def _ids(self, *names: str) -> tuple[int, ...]:
+        return tuple(bpf.program_info(self._programs[name]).id for name in names)
 
     def attach_uplink(self, device: str, ifindex: int) -> Outcome:
         """The uplink program at a device of the node. Raises LinkError."""
-        return self._attacher.attach(
-            self._programs[FROM_UPLINK], ifindex, Hook.INGRESS, uplink_name(device)
-        )
+        return self.uplinks.attach(self._programs[FROM_UPLINK], device, ifindex)
 
-    def detach_uplink(self, device: str, ifindex: int) -> None:
-        """Undo `attach_uplink`."""
-        self._attacher.detach(ifindex, Hook.INGRESS, uplink_name(device))
+    def attach_uplink_anew(self, device: str, ifindex: int) -> Outcome:
+        """As `attach_uplink`, where others took it away. Raises LinkError, OSError."""
+        return self.uplinks.attach_anew(self._programs[FROM_UPLINK], device, ifindex)
 
-    def foreign_uplinks(self, devices: Collection[str]) -> list[str]:
-        """Detach the uplink program from all devices but these; gives the names of attachments."""
-        wanted = {uplink_name(device) for device in devices}
-        folder = self._root / "links"
-        gone = []
-        for pin in sorted(folder.iterdir()) if folder.is_dir() else ():
-            if pin.name.startswith("uplink-") and pin.name not in wanted:
-                self._attacher.detach(0, Hook.INGRESS, pin.name)
-                gone.append(pin.name)
-        return gone
-
-    def prune_links(self) -> list[str]:
-        """Forget attachments whose devices are gone; gives their names."""
-        return self._attacher.prune()
+    def pins(self) -> list[tuple[Path, int]]:
+        """Every pin of a map or program that this agent holds, and its descriptor."""
+        found = [(one.path, one.fd) for one in self._maps.values() if one.path is not None]
+        programs = self._loader.pins.items()
+        return found + [(pin, self._programs[name]) for name, pin in programs]
 
     # ---- changing --------------------------------------------------------------------------------
 
@@ -345,16 +355,14 @@ class Datapath:
     # ---- removing --------------------------------------------------------------------------------
 
     @staticmethod
-    def remove(bpffs_dir: Path) -> list[str]:
-        """Detach everything and remove every pin below the folder; gives what was removed."""
-        removed: list[str] = []
+    def remove(bpffs_dir: Path, uplinks: Mapping[str, int]) -> list[str]:
+        """Detach everything and remove every pin below the folder; gives what was removed.
+
+        uplinks: devices (name -> ifindex) that programs were attached to, for where no pin tells.
+        """
         links = bpffs_dir / "links"
-        detacher = attacher(links)
-        for pin in sorted(links.iterdir()) if links.is_dir() else ():
-            # Here and now: without its last pin a link ends some time later.
-            with contextlib.suppress(LinkError):
-                detacher.detach(0, Hook.INGRESS, pin.name)
-                removed.append(str(pin))
+        # Here and now: without its last pin a link ends some time later.
+        removed = [str(links / name) for name in Uplinks(links).remove(uplinks)]
         for folder in (links, bpffs_dir / "programs", bpffs_dir / "maps"):
             if not folder.is_dir():
                 continue
@@ -368,14 +376,8 @@ class Datapath:
         return removed
 
 
-def uplink_name(device: str) -> str:
-    """Name of an uplink's attachment; pins may not hold every character that devices may."""
-    safe = "".join(c if c.isalnum() or c == "-" else f"_{ord(c):02x}" for c in device)
-    return f"uplink-{safe}-ingress"
-
-
 def _total(per_cpu: Sequence[Traffic]) -> tuple[int, int]:
     return sum(one.packets for one in per_cpu), sum(one.bytes for one in per_cpu)
 
 
-__all__ = ["AGENT_MAPS", "Datapath", "PolicyKey", "uplink_name"]
+__all__ = ["AGENT_MAPS", "Datapath", "PolicyKey"]

@@ -169,10 +169,10 @@ def _jit() -> Feature:
 
 
 def _hooks() -> Iterator[Feature]:
-    tcx = _try("TCX", "attaching, atomic replacement", probes.tcx)
+    tcx = _try("TCX", "attaching at uplinks, atomic replacement", probes.tcx)
     yield tcx
-    used = "not used: TCX is there" if tcx.available else "attaching, in place of TCX"
-    yield _try("clsact", used, probes.clsact_filter, needed=not tcx.available)
+    used = "attaching at pods" if tcx.available else "attaching at pods, and at uplinks without TCX"
+    yield _try("clsact", used, probes.clsact_filter, needed=True)
     yield _try("veth", "pod devices", lambda: probes.device("veth"), needed=True)
     yield _try("netkit", "nothing yet", lambda: probes.device("netkit"))
 

@@ -79,6 +79,8 @@ class Loader:
         self._sources = sources
         self._python = python
         self._timeout = timeout
+        self.pins: dict[str, Path] = {}
+        """Where the programs of the last `load` with pins are pinned, by name."""
 
     def load(
         self,
@@ -104,7 +106,9 @@ class Loader:
                 if pins is None:
                     loaded[spec.name] = _load(spec, code, maps)
                 else:
-                    loaded[spec.name] = _adopt_or_load(spec, code, maps, pins)
+                    pin = pins / f"{spec.name}-{_fingerprint(spec, code, maps)}"
+                    loaded[spec.name] = _adopt_or_load(spec, code, maps, pin)
+                    self.pins[spec.name] = pin
         except BaseException:
             for descriptor in loaded.values():
                 os.close(descriptor)
@@ -216,16 +220,15 @@ def _read(path: Path) -> Bytecode | None:
     return code
 
 
-def _adopt_or_load(spec: ProgramSpec, code: Bytecode, maps: Mapping[str, int], pins: Path) -> int:
-    pin = pins / f"{spec.name}-{_fingerprint(spec, code, maps)}"
+def _adopt_or_load(spec: ProgramSpec, code: Bytecode, maps: Mapping[str, int], pin: Path) -> int:
     present = _pinned(spec, pin)
     if present is not None:
         return present
     program = _load(spec, code, maps)
     try:
-        pins.mkdir(parents=True, exist_ok=True)
+        pin.parent.mkdir(parents=True, exist_ok=True)
         bpf.object_pin(program, pin)
-        for other in pins.glob(f"{spec.name}-*"):
+        for other in pin.parent.glob(f"{spec.name}-*"):
             if other != pin:
                 other.unlink(missing_ok=True)
     except OSError as error:

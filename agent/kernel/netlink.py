@@ -376,6 +376,22 @@ def list_routes(netlink: RtnlSocket, family: int, device: int = 0) -> list[Route
     return [read_route(message) for message in netlink.dump(request)]
 
 
+def default_route_mtu() -> int:
+    """MTU of the device that packets to anywhere leave by: of the IPv4 default route that is
+    preferred, or of the IPv6 one. 0 where there is none. Raises RtnlError."""
+    with RtnlSocket() as netlink:
+        mtus = {link.index: link.mtu for link in list_links(netlink)}
+        for family in (AF_INET, AF_INET6):
+            found = [
+                route
+                for route in list_routes(netlink, family)
+                if route.destination is None and route.kind == RTN_UNICAST and route.device in mtus
+            ]
+            if found:
+                return mtus[min(found, key=lambda route: route.metric).device]
+    return 0
+
+
 def add_neighbour(address: IPAddress, mac: str, device: int) -> Request:
     """A permanent neighbour: no ARP or neighbour discovery for it. Replaces what is there."""
     payload = (

@@ -48,6 +48,7 @@ _ATTRIBUTE = struct.Struct("=HH")
 _ERROR = struct.Struct("=i")
 _DUMP_ATTEMPTS = 20
 _RECEIVE = 1 << 17
+_AT_ONCE = 16  # answers to wait in the receive buffer, where each takes up to 8 KiB
 
 
 class RtnlError(OSError):
@@ -219,6 +220,33 @@ class RtnlSocket:
                     failure = _failure(request, flags, payload)
                     raise failure or RtnlError(errno.ENODATA, request.what)
                 return Message(kind, payload)
+
+    def get_many(self, requests: Sequence[Request]) -> list[Message | RtnlError | None]:
+        """Ask for many objects, several in one system call: each one's answer, or why there is
+        none. What a request tolerates is None."""
+        answers: list[Message | RtnlError | None] = []
+        for at in range(0, len(requests), _AT_ONCE):
+            answers += self._get_some(requests[at : at + _AT_ONCE])
+        return answers
+
+    def _get_some(self, requests: Sequence[Request]) -> list[Message | RtnlError | None]:
+        first = self._sequence + 1
+        self._sequence += len(requests)
+        self._send(requests, first, NLM_F_REQUEST)
+        answers: list[Message | RtnlError | None] = [None] * len(requests)
+        waiting = len(requests)
+        while waiting:
+            for kind, flags, sequence, payload in messages(self._socket.recv(_RECEIVE)):
+                index = sequence - first
+                if not 0 <= index < len(requests):
+                    continue
+                waiting -= 1
+                answers[index] = (
+                    _failure(requests[index], flags, payload)
+                    if kind == NLMSG_ERROR
+                    else Message(kind, payload)
+                )
+        return answers
 
     def dump(self, request: Request) -> list[Message]:
         """Read a whole table. Raises RtnlError, or DumpInterrupted when it never was consistent."""

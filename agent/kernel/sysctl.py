@@ -135,8 +135,11 @@ def enable_forwarding(journal: SysctlJournal, uplinks: Iterable[str]) -> None:
     ip_forward stays. IPv6: since 6.17 `force_forwarding` does the same. Older kernels forward only
     with net.ipv6.conf.all.forwarding, which makes the node deaf to router advertisements; uplinks
     that listened to them get accept_ra=2 first, else the node would lose its own default route.
+    Without devices nothing is changed.
     """
     names = tuple(uplinks)
+    if not names:
+        return
     for name in names:
         journal.set(f"net/ipv4/conf/{name}/forwarding", "1")
     if read("net/ipv6/conf/all/forwarding", journal.root) is None:

@@ -195,6 +195,28 @@ def agent_families(
     ]
 
 
+def work_families(
+    connections: int, connections_removed: int, repairs: int, delays: Mapping[str, float]
+) -> list[Family]:
+    """What the agent's loop has done; `delays` in seconds, by source."""
+    return [
+        _gauge("datapath_conntrack_gc_entries", "Tracked connections", (), {(): connections}),
+        _counter(
+            "datapath_conntrack_gc_removed",
+            "Connections that ended",
+            (),
+            {(): connections_removed},
+        ),
+        _counter("map_repairs", "Entries found altered and repaired", (), {(): repairs}),
+        _gauge(
+            "policy_implementation_delay",
+            "Seconds the last change took to be in force",
+            ("source",),
+            {(source,): seconds for source, seconds in delays.items()},
+        ),
+    ]
+
+
 def _enforcement(endpoint: EndpointInfo) -> str:
     if endpoint.ingress_enforced:
         return "both" if endpoint.egress_enforced else "ingress"

@@ -11,99 +11,42 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from ipaddress import IPv4Address, IPv6Address, ip_network
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any
 
 import pytest
 
-from agent.kernel import bpf, clsact, netlink
-from agent.kernel.endpoint_store import EndpointRecord, read_boot_id
 from agent.kernel.netns import InvalidNetns, own_cookie
-from agent.kernel.node_addresses import (
-    AddressAdded,
-    AddressRemoved,
-    LinkRemoved,
-    NetworkMonitor,
-    node_addresses,
-)
 from agent.kernel.podcheck import check_wiring
 from agent.kernel.podnet import (
     NameClash,
     PodNetwork,
     RouteClash,
-    Wiring,
     WiringError,
-    WiringRequest,
-    device_name,
-    new_endpoint_id,
-    protect_blocks,
 )
-from agent.kernel.rtnl import RtnlSocket
-from agent.kernel.sysctl import SysctlJournal, enable_forwarding
+from agent.kernel.sysctl import SysctlJournal
 from agent.kernel.sysctl import read as read_sysctl
+from tests.netns.bare_node import (
+    MTU,
+    NODE4,
+    NODE6,
+    MakeNetns,
+    Netns,
+    T,
+    add,
+    make_node,
+    no_programs,
+    record,
+    state,
+    wanted,
+)
 
 pytestmark = pytest.mark.kernel
-
-T = TypeVar("T")
-MTU = 1400
-NODE4, NODE6 = "10.0.0.1", "fd01::1"
-
-
-class Netns(Protocol):
-    @property
-    def fd(self) -> int: ...
-    @property
-    def path(self) -> str: ...
-    def run(self, work: Callable[[], T]) -> T: ...
-    def ip(self, *arguments: str) -> str: ...
-    def command(self, *arguments: str) -> str: ...
-
-
-MakeNetns = Callable[[], Netns]
-
-
-def no_programs(ifindex: int, name: str) -> None:
-    pass
-
-
-def wanted(number: int, ifname: str = "eth0") -> WiringRequest:
-    return WiringRequest(
-        endpoint=new_endpoint_id(()),
-        owner=f"container-{number}/{ifname}",
-        ifname=ifname,
-        mtu=MTU,
-        ipv4=IPv4Address("10.244.0.0") + number,
-        ipv6=IPv6Address("fd00::") + number,
-    )
-
-
-def record(request: WiringRequest, wiring: Wiring) -> EndpointRecord:
-    return EndpointRecord(
-        endpoint=request.endpoint,
-        container_id="c",
-        ifname=request.ifname,
-        netns="",
-        netns_cookie=wiring.netns_cookie,
-        host_name=wiring.host_name,
-        host_ifindex=wiring.host_ifindex,
-        host_mac=wiring.host_mac,
-        pod_mac=wiring.pod_mac,
-        mtu=request.mtu,
-        ipv4=request.ipv4,
-        ipv6=request.ipv6,
-    )
 
 
 @pytest.fixture
 def node(make_netns: MakeNetns) -> Netns:
-    node = make_netns()
-    node.ip("addr", "add", f"{NODE4}/32", "dev", "lo")
-    node.ip("addr", "add", f"{NODE6}/128", "dev", "lo", "nodad")
-    # The kernel installs the local route a moment later.
-    while NODE6 not in node.ip("-6", "route", "show", "table", "local"):
-        time.sleep(0.01)
-    return node
+    return make_node(make_netns)
 
 
 @pytest.fixture
@@ -111,30 +54,12 @@ def network() -> PodNetwork:
     return PodNetwork("t", no_programs)
 
 
-def add(node: Netns, network: PodNetwork, pod: Netns, request: WiringRequest) -> Wiring:
-    return node.run(lambda: network.add(pod.fd, request))
-
-
-def state(node: Netns) -> str:
-    """Everything an ADD may leave in a namespace."""
-    return "".join(
-        node.ip(*what.split())
-        for what in (
-            "-o link show",
-            "-o addr show",
-            "route show table all",
-            "-6 route show table all",
-            "neigh show nud permanent",
-            "-6 neigh show nud permanent",
-        )
-    )
-
-
 def test_pods_and_node_reach_each_other_at_once(
     node: Netns, network: PodNetwork, make_netns: MakeNetns, tmp_path: Path
 ) -> None:
     ip_forward = node.run(lambda: read_sysctl("net/ipv4/ip_forward"))
-    node.run(lambda: enable_forwarding(SysctlJournal(tmp_path / "sysctl", "boot"), ()))
+    # Without programs packets between pods go by the stack, which kernels before 6.17 would refuse.
+    node.run(SysctlJournal(tmp_path / "sysctl", "boot").set_ipv6_forwarding)
     pods = [make_netns(), make_netns()]
     requests = [wanted(5), wanted(6)]
     wirings = [add(node, network, *pair) for pair in zip(pods, requests, strict=True)]
@@ -426,132 +351,3 @@ def test_ipv6_switched_off_by_the_runtime_is_switched_on(
     pod_conf = "net/ipv6/conf/eth0"
     assert pod.run(lambda: read_sysctl(f"{pod_conf}/accept_ra")) == "0"
     assert pod.run(lambda: read_sysctl(f"{pod_conf}/accept_dad")) == "0"
-
-
-def test_addresses_without_a_pod_are_unreachable(
-    node: Netns, network: PodNetwork, make_netns: MakeNetns
-) -> None:
-    before = state(node)
-    blocks = [ip_network("10.244.0.0/24"), ip_network("fd00::/64")]
-    for _ in range(2):
-        node.run(lambda: protect_blocks(blocks, True))
-    for address in ("10.244.0.77", "fd00::77"):
-        with pytest.raises(AssertionError, match=r"unreachable|No route"):
-            node.ip("route", "get", address)
-    add(node, network, make_netns(), wanted(5))
-    node.command("ping", "-c1", "-W1", "10.244.0.5")
-    node.run(network.remove_devices)
-    for _ in range(2):
-        node.run(lambda: protect_blocks(blocks, False))
-    assert state(node) == before
-
-
-def test_sysctls_are_recorded_and_restored(node: Netns, tmp_path: Path) -> None:
-    node.ip("link", "add", "up.1", "type", "veth", "peer", "name", "far")
-    node.command("sysctl", "-qw", "net/ipv6/conf/far/forwarding=1")
-
-    def values() -> dict[str, str | None]:
-        return {
-            name: read_sysctl(name)
-            for device in ("all", "default", "up.1", "far", "lo")
-            for name in (
-                f"net/ipv4/conf/{device}/forwarding",
-                f"net/ipv6/conf/{device}/forwarding",
-                f"net/ipv6/conf/{device}/force_forwarding",
-                f"net/ipv6/conf/{device}/accept_ra",
-            )
-        }
-
-    before = node.run(values)
-    path = tmp_path / "sysctl.json"
-    journal = SysctlJournal(path, read_boot_id())
-    node.run(lambda: enable_forwarding(journal, ["up.1"]))
-    node.run(journal.set_ipv6_forwarding)  # as older kernels need
-    during = node.run(values)
-    assert during["net/ipv4/conf/up.1/forwarding"] == "1"
-    assert during["net/ipv6/conf/all/forwarding"] == "1"
-    assert during["net/ipv4/conf/all/forwarding"] == before["net/ipv4/conf/all/forwarding"]
-    after_kill = SysctlJournal(path, read_boot_id())
-    after_kill.open()
-    node.run(after_kill.restore)
-    assert node.run(values) == before
-    assert not path.exists()
-
-
-def test_node_addresses_and_their_changes(node: Netns) -> None:
-    assert node.run(node_addresses) == {IPv4Address(NODE4), IPv6Address(NODE6)}
-    events: list[object] = []
-    monitor = node.run(lambda: NetworkMonitor(events.append))
-    monitor.start()
-    node.ip("link", "add", "up0", "type", "veth", "peer", "name", "far")
-    node.ip("addr", "add", "192.0.2.7/24", "dev", "up0")
-    node.ip("addr", "add", "2001:db8::7/64", "dev", "up0")
-    node.ip("addr", "add", "169.254.3.3/16", "dev", "up0", "scope", "link")
-    index = _index(node, "up0")
-    assert IPv6Address("2001:db8::7") in node.run(node_addresses)
-    node.ip("link", "del", "up0")
-    expected = [
-        AddressAdded(index, IPv4Address("192.0.2.7")),
-        AddressRemoved(index, IPv4Address("192.0.2.7")),
-        AddressRemoved(index, IPv6Address("2001:db8::7")),
-        LinkRemoved(index, "up0"),
-    ]
-    deadline = time.monotonic() + 10
-    while not set(expected) <= set(events) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    monitor.stop()
-    assert set(expected) <= set(events)
-    assert not any("169.254" in str(event) for event in events)
-
-
-def _index(node: Netns, name: str) -> int:
-    def work() -> int:
-        with RtnlSocket() as rtnl:
-            return netlink.get_link(rtnl, name).index
-
-    return node.run(work)
-
-
-def test_clsact_programs_are_attached_replaced_and_removed(
-    node: Netns, make_netns: MakeNetns
-) -> None:
-    def program(verdict: int) -> int:
-        move = (0xB7).to_bytes(1) + b"\0\0\0" + verdict.to_bytes(4, sys.byteorder)
-        return bpf.program_load(
-            bpf.ProgramType.SCHED_CLS, move + b"\x95" + bytes(7), "t", licence="GPL"
-        )
-
-    accept, drop = program(0), program(2)
-    attached: list[tuple[int, int]] = []
-
-    def attach(ifindex: int, name: str) -> None:
-        with RtnlSocket() as rtnl:
-            assert clsact.attached(rtnl, ifindex) == (0, 0)
-            clsact.attach(rtnl, ifindex, accept, drop)
-            attached.append(clsact.attached(rtnl, ifindex))
-
-    wiring = add(node, PodNetwork("t", attach), make_netns(), wanted(5))
-    ids = bpf.program_info(accept).id, bpf.program_info(drop).id
-    assert attached == [ids]
-    with pytest.raises(AssertionError):
-        node.command("ping", "-c1", "-W1", "10.244.0.5")
-
-    def replace() -> None:
-        with RtnlSocket() as rtnl:
-            clsact.attach(rtnl, wiring.host_ifindex, drop, accept)
-            assert clsact.attached(rtnl, wiring.host_ifindex) == ids[::-1]
-            clsact.attach(rtnl, wiring.host_ifindex, accept, accept)
-
-    node.run(replace)
-    node.command("ping", "-c1", "-W1", "10.244.0.5")
-
-    def detach() -> None:
-        with RtnlSocket() as rtnl:
-            for _ in range(2):
-                clsact.detach(rtnl, wiring.host_ifindex)
-            assert clsact.attached(rtnl, wiring.host_ifindex) == (0, 0)
-
-    node.run(detach)
-    assert device_name(1) == "bri00000001"
-    os.close(accept)
-    os.close(drop)

@@ -197,6 +197,14 @@ def test_only_what_is_still_ours_is_restored(root: Path, tmp_path: Path) -> None
     assert rebooted.restore() == ()
 
 
+def test_without_uplinks_nothing_is_changed(root: Path, tmp_path: Path) -> None:
+    before = {file: file.read_text() for file in root.rglob("*") if file.is_file()}
+    journal = SysctlJournal(tmp_path / "sysctl.json", "b1", root)
+    enable_forwarding(journal, [])
+    assert {file: file.read_text() for file in root.rglob("*") if file.is_file()} == before
+    assert journal.changes == {}
+
+
 def test_an_older_kernel_keeps_listening_to_router_advertisements(
     root: Path, tmp_path: Path
 ) -> None:

@@ -210,7 +210,6 @@ class FakeView:
                     "allow-web",
                     ObjectState.FAILED,
                     "map policy is full",
-                    "/m/p.yaml",
                     spec_json=json.dumps({"podSelector": {}}),
                 ),
             ),

@@ -90,6 +90,7 @@ def test_status(agent: Agent) -> None:
     assert result.exit_code == 0
     assert "ready, version 0.1, pid 4711, up 1h02m03s" in result.stdout
     assert "policy default/web: table would overflow" in result.stdout
+    assert "pods: clsact, uplinks: tcx (" in result.stdout
     assert "18446744073709551614" not in result.stdout
     assert "fd00::/64" in agent.run("status", "--verbose").stdout
     answer = agent.json("status")

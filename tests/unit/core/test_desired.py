@@ -76,7 +76,12 @@ def meaning(desired: Desired) -> dict[str, object]:
         for number in desired.compiler.tables
         for peer, column in desired.compiler.columns(number).items()
     }
+    book = desired.addresses
+    found = {address: book.owner(address) for address in ADDRESSES}
+    # The node's own addresses have none.
+    assert book.owners == {address_bytes(one): pod for one, pod in found.items() if pod is not None}
     return {
+        "owners": dict(book.owners),
         "peers": {prefix: of(one) for prefix, one in desired.ipcache.entries().items()},
         "endpoints": {number: endpoint(number) for number in desired.tables},
         "devices": desired.device_writes(),

@@ -9,15 +9,19 @@ from typing import Any
 
 import pytest
 
+from agent.admission import Admission
 from agent.core.desired import Desired
 from agent.core.endpoint import Endpoint
 from agent.core.events import (
+    Origin,
     Pod,
     PodRemoved,
     PodUpserted,
     PolicyRemoved,
     PolicyUpserted,
+    RejectionCleared,
     ResourceKey,
+    ResourceRejected,
     SourceSynced,
 )
 from agent.core.numbers import Numbers
@@ -216,6 +220,69 @@ def test_a_refused_policy_is_put_in_force_when_there_is_room(rigs: Any) -> None:
     assert rig.loop.refused == {}
     assert {key.name for key in rig.store.policies} == {"b"}
     assert rig.consistent()
+
+
+def test_a_deleted_policy_does_not_come_back_as_former_state(rigs: Any) -> None:
+    rig = rigs(policy=14)
+    rig.start()
+    rig.do(PolicyUpserted("source", policy("d", ports=2)))
+
+    def in_one_batch() -> None:
+        rig.store.apply(PolicyRemoved("source", PolicyKey("NetworkPolicy", "ns", "d")))
+        rig.store.apply(PolicyUpserted("source", policy("big", ports=40)))
+
+    rig.loop.call(in_one_batch, 10)
+    assert {key.name for key in rig.loop.refused} == {"big"}
+    rig.do(PolicyUpserted("source", policy("d", ports=60)))
+    assert {key.name for key in rig.loop.refused} == {"big", "d"}
+    assert rig.store.policies == {}
+    for name in ("big", "d"):
+        rig.do(PolicyRemoved("source", PolicyKey("NetworkPolicy", "ns", name)))
+    assert rig.loop.refused == {}
+    rig.settle(70)
+    assert rig.store.policies == {}
+    assert rig.consistent()
+
+
+@pytest.mark.parametrize("former", [False, True])
+def test_a_refused_policy_that_is_deleted_is_not_tried_again(former: bool) -> None:
+    room = [14]
+    store = Store(["source"])
+    desired = Desired(IdentityAllocator(), Numbers(60.0), DEFAULT)
+    admission = Admission(store, desired, lambda name: room[0])
+    store.apply(PodUpserted("source", pod("w", "web")))
+    store.apply(PodUpserted("source", pod("c", "client", "10.9.0.1")))
+    store.put_endpoint(endpoint(1, "w"))
+    if former:
+        store.apply(PolicyUpserted("source", policy("p", ports=1)))
+    admission.take(0.0)
+    store.apply(PolicyUpserted("source", policy("p", ports=40)))
+    admission.take(1.0)
+    assert [key.name for key in admission.refused] == ["p"]
+    room[0] = 1 << 20
+    store.apply(PolicyRemoved("source", PolicyKey("NetworkPolicy", "ns", "p")))
+    # Its removal is known and not taken yet, and then it is.
+    assert not admission.retry(2.0, everything=True)
+    assert store.policies == {}
+    admission.take(2.0)
+    assert admission.refused == {}
+    assert not admission.retry(3.0, everything=True)
+    assert store.policies == {} and desired.repository.policies() == ()
+
+
+def test_a_rejection_is_logged_once_in_one_line(
+    rigs: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    rig = rigs()
+    rig.start()
+    rejected = ResourceRejected("source", Origin("bad.yaml", 2), "spec", "line 1:\n  not\n so")
+    for _ in range(3):
+        rig.do(rejected)
+    found = [one.getMessage() for one in caplog.records if one.levelname == "WARNING"]
+    assert found == ["rejected: bad.yaml document 2: spec: line 1: not so"]
+    rig.do(RejectionCleared("source", rejected.origin))
+    rig.do(rejected)
+    assert len([one for one in caplog.records if one.levelname == "WARNING"]) == 2
 
 
 def test_a_pod_whose_policy_finds_no_room_is_not_added(rigs: Any) -> None:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from random import Random
 from typing import Any
 
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 
 from policy.model import SCTP, TCP, UDP, BlockPeer, Direction, NetworkPolicy, PodPeer, Port
 from policy.parse import PolicyError, parse_network_policy
+from policy.render import render_network_policy
 from tests.unit.policy import worlds
 
 IN, OUT = Direction.INGRESS, Direction.EGRESS
@@ -240,3 +242,24 @@ def _parse_or_refuse(doc: object) -> None:
         assert isinstance(parse_network_policy(doc), NetworkPolicy)
     except PolicyError as error:
         assert error.field and error.message and str(error)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.randoms(use_true_random=False))
+def test_what_is_rendered_parses_to_the_same_policy(random: Random) -> None:
+    policy = parse_network_policy(worlds.document(random, "p"))
+    rendered = render_network_policy(policy)
+    assert parse_network_policy(json.loads(json.dumps(rendered))) == policy
+
+
+def test_rendering_keeps_what_a_plain_form_would_lose() -> None:
+    twice = [{"key": "app", "operator": "In", "values": [one]} for one in ("a", "b")]
+    policy = parse(podSelector={"matchExpressions": twice}, policyTypes=["Egress"], ingress=[{}])
+    rendered = render_network_policy(policy)
+    assert parse_network_policy(rendered) == policy
+    assert rendered["metadata"] == {"name": "p", "namespace": "a", "uid": "u"}
+    assert rendered["spec"] == {
+        "podSelector": {"matchLabels": {"app": "a"}, "matchExpressions": twice[1:]},
+        "policyTypes": ["Egress"],
+        "ingress": [{}],
+    }

@@ -20,7 +20,14 @@ from agent.core.views import (
     PoolUsage,
 )
 from agent.telemetry.exposition import MetricsServer
-from agent.telemetry.metrics import Family, agent_families, kernel_families, loss_family, samples
+from agent.telemetry.metrics import (
+    Family,
+    agent_families,
+    kernel_families,
+    loss_family,
+    samples,
+    work_families,
+)
 from bpf.layouts import Counter, DropReason, MetricsSize
 
 
@@ -70,6 +77,7 @@ def collect(kernel: FakeKernel) -> Iterable[Family]:
             [endpoint(1, True, True), endpoint(2, True, False), endpoint(3, True, False)],
             [IdentityInfo(1, "reserved", ()), IdentityInfo(256, "cluster", ())],
         ),
+        *work_families(70, 8, 2, {"manifests": 0.25}),
     ]
 
 
@@ -93,6 +101,11 @@ def test_scrape() -> None:
             for family in text_string_to_metric_families(text)
             for sample in family.samples
         }
+        for name, *_ in seen:
+            assert name.startswith("bristle_") and name.count("bristle") == 1, name
+        assert seen[("bristle_datapath_conntrack_gc_entries",)] == 70
+        assert seen[("bristle_map_repairs_total",)] == 2
+        assert seen["bristle_policy_implementation_delay", "manifests"] == 0.25
         assert seen["bristle_drop_count_total", "INGRESS", "Policy denied"] == 20
         assert seen["bristle_drop_bytes_total", "INGRESS", "Policy denied"] == 1480
         assert seen["bristle_drop_count_total", "INGRESS", "Unknown reason 250"] == 1

@@ -1,9 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Faults of the programs, each shown by a test that FAILS until the fault is mended.
-
-Every docstring says what is wrong, where, and what to do. A test whose fault is mended moves to
-test_regressions.py.
-"""
+"""Verdicts that are renewed, and packets larger than their segments: faults that once were."""
 
 from __future__ import annotations
 
