@@ -8,7 +8,7 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import Final
@@ -22,12 +22,14 @@ from agent.kernel.rtnl import RtnlSocket
 from agent.state_file import write_durably
 
 LOCK: Final = "agent.lock"
+UPLINKS: Final = "uplinks.json"
 NETWORKS: Final = "networks.json"
 MOUNT: Final = "bpffs-mount"
 _SYSCTLS: Final = "sysctls.json"
 _TAG: Final = "tag"
 _OURS: Final = ("programs", "headers", "spool", "endpoints.journal", "identities.json",
-                "identities.unusable", NETWORKS, MOUNT, _TAG, "agent.sock", "cni.sock")  # fmt: skip
+                "identities.unusable", NETWORKS, UPLINKS, MOUNT, _TAG, "agent.sock",
+                "cni.sock")  # fmt: skip
 
 
 class StartError(Exception):
@@ -35,21 +37,29 @@ class StartError(Exception):
 
 
 @contextlib.contextmanager
-def only_agent(run_dir: Path, make: bool = True) -> Iterator[None]:
-    """The right to be the only agent on a folder. Raises StartError where another has it."""
-    if make:
-        run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-    elif not run_dir.is_dir():
+def only_agent(run_dir: Path, state_dir: Path, make: bool = True) -> Iterator[None]:
+    """The right to be the only agent on these folders; each alone would let a second agent have
+    the other one. Raises StartError where another has it."""
+    folders = {path.resolve(): name for path, name in ((state_dir, "state_dir"),
+                                                       (run_dir, "run_dir"))}  # fmt: skip
+    with contextlib.ExitStack() as stack:
+        for folder, name in reversed(folders.items()):
+            if make:
+                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if folder.is_dir():
+                stack.enter_context(_locked(folder, name))
         yield
-        return
-    path = run_dir / LOCK
-    fd = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+
+
+@contextlib.contextmanager
+def _locked(folder: Path, name: str) -> Iterator[None]:
+    fd = os.open(folder / LOCK, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
     try:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise StartError(
-                f"another agent runs with run_dir {run_dir}: stop it, or give this one another"
+                f"another agent runs with {name} {folder}: stop it, or give this one another"
             ) from None
         yield
     finally:
@@ -75,6 +85,21 @@ def recorded_networks(state_dir: Path) -> list[IPv4Network | IPv6Network]:
         return []
 
 
+def recorded_uplinks(state_dir: Path) -> dict[str, int]:
+    """Devices that an agent has attached its uplink program to, with their numbers then."""
+    try:
+        found = json.loads((state_dir / UPLINKS).read_bytes())
+        return {str(device): int(index) for device, index in found.items()}
+    except (FileNotFoundError, ValueError, TypeError, AttributeError):
+        return {}
+
+
+def record_uplinks(state_dir: Path, uplinks: Mapping[str, int]) -> None:
+    """Write these down, before attaching. Raises StateFileError."""
+    if recorded_uplinks(state_dir) != uplinks:
+        write_durably(state_dir / UPLINKS, json.dumps(dict(uplinks)).encode())
+
+
 def cleanup(run_dir: Path, state_dir: Path, bpffs_dir: Path) -> Iterator[str]:
     """Remove everything that agents with these folders put on the host; a line for each thing.
 
@@ -83,7 +108,7 @@ def cleanup(run_dir: Path, state_dir: Path, bpffs_dir: Path) -> Iterator[str]:
     import click
 
     try:
-        lock = only_agent(run_dir, make=False)
+        lock = only_agent(run_dir, state_dir, make=False)
         with lock:
             yield from _cleanup(run_dir, state_dir, bpffs_dir)
     except StartError as error:
@@ -99,7 +124,7 @@ def _cleanup(run_dir: Path, state_dir: Path, bpffs_dir: Path) -> Iterator[str]:
     protect_blocks(networks, install=False)
     for block in networks:
         yield f"route to {block}"
-    for pin in Datapath.remove(bpffs_dir):
+    for pin in Datapath.remove(bpffs_dir, recorded_uplinks(state_dir)):
         yield f"pin {pin}"
     yield from _unmount(state_dir / MOUNT)
     yield from _restore_sysctls(state_dir / _SYSCTLS)
@@ -114,8 +139,8 @@ def _cleanup(run_dir: Path, state_dir: Path, bpffs_dir: Path) -> Iterator[str]:
                 path.unlink()
                 yield f"file {path}"
     # Last, and still held: whoever waits for it finds that there is nothing left.
-    (run_dir / LOCK).unlink(missing_ok=True)
     for folder in (run_dir, state_dir):
+        (folder / LOCK).unlink(missing_ok=True)
         with contextlib.suppress(OSError):
             folder.rmdir()
 

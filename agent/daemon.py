@@ -16,7 +16,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -27,7 +27,9 @@ from agent.cleanup import (
     cleanup,
     device_tag,
     only_agent,
+    record_uplinks,
     recorded_networks,
+    recorded_uplinks,
 )
 from agent.config import Config
 from agent.core.desired import Desired
@@ -59,6 +61,7 @@ from agent.rpc.cni_server import SOCKET_NAME as CNI_SOCKET
 from agent.rpc.cni_server import CniServer, SocketBusy
 from agent.rpc.server import AgentServer, SocketError
 from agent.state_file import StateFileError, write_durably
+from agent.surroundings import Surroundings
 from agent.telemetry.flows import FlowHub
 from agent.telemetry.reader import RingReader
 from agent.view import View
@@ -102,8 +105,7 @@ def run(config: Config) -> int:
 def _run(config: Config, stopping: threading.Event, failed: threading.Event, ring: LogRing) -> None:
     with contextlib.ExitStack() as stack:
         # Folders, and the right to be the only agent on them.
-        stack.enter_context(only_agent(config.run_dir))
-        config.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        stack.enter_context(only_agent(config.run_dir, config.state_dir))
         boot_id = read_boot_id()
         uplinks = {device: _ifindex(device) for device in config.devices}
 
@@ -147,6 +149,7 @@ def _run(config: Config, stopping: threading.Event, failed: threading.Event, rin
                 identity_file, json.dumps(identities.snapshot()).encode()
             ),
             on_first_sync=lambda: in_force(),
+            surroundings=Surroundings(datapath, store, records, config.devices),
         )
 
         # The pods' network: what is wired already, and how more is wired.
@@ -168,14 +171,17 @@ def _run(config: Config, stopping: threading.Event, failed: threading.Event, rin
 
         def attach() -> None:
             endpoints.reattach()
-            for device, ifindex in uplinks.items():
-                datapath.attach_uplink(device, ifindex)
+            for device in config.devices:
+                datapath.attach_uplink(device, _ifindex_now(device))
 
         def in_force() -> None:
             # The maps hold what they must: until now a former agent's programs and maps were in
             # force, and they go without a gap.
+            former = recorded_uplinks(config.state_dir)
+            record_uplinks(config.state_dir, former | uplinks)
             datapath.take_over(attach)
-            _detach_former_uplinks(datapath, config)
+            _detach_former_uplinks(datapath, config, former)
+            record_uplinks(config.state_dir, uplinks)
             # What has been made by now stays: the collector need not walk over it again, which
             # would cost a change some milliseconds once in a while.
             gc.collect()
@@ -234,6 +240,14 @@ def _ifindex(device: str) -> int:
         raise StartError(
             f"devices: there is no device {device!r} in this network namespace"
         ) from None
+
+
+def _ifindex_now(device: str) -> int:
+    """As `_ifindex`, in the loop, which tries again."""
+    try:
+        return _ifindex(device)
+    except StartError as error:
+        raise LinkError(str(error)) from None
 
 
 def _mtu(config: Config) -> int:
@@ -301,10 +315,10 @@ def _protect_blocks(config: Config) -> None:
     protect_blocks(config.pod_cidrs, install=True)
 
 
-def _detach_former_uplinks(datapath: Datapath, config: Config) -> None:
-    for name in datapath.foreign_uplinks(config.devices):
+def _detach_former_uplinks(datapath: Datapath, config: Config, recorded: Mapping[str, int]) -> None:
+    for name in datapath.uplinks.detach_others(config.devices, recorded):
         log.info("uplink attachment %s is no longer configured: removed", name)
-    for name in datapath.prune_links():
+    for name in datapath.uplinks.prune():
         log.info("attachment %s: its device is gone", name)
 
 

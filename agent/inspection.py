@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Two questions about the policy in force: who decides, and is the kernel's the policies'?
-
-Each is answered from two sides that share no code: the naive evaluator on the policies as written,
-and what the loaded programs and the maps themselves say. Called in the loop's thread.
+"""Who decides about a connection, asked of two sides that share no code: the naive evaluator on the
+policies as written, and the loaded programs. Called in the loop's thread.
 """
 
 from __future__ import annotations
@@ -11,15 +9,12 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from typing import Final
 
-from agent.core.delta import differences, record_differences
 from agent.core.endpoint import Endpoint, mac_bytes
 from agent.core.events import Pod
 from agent.core.flow import RESERVED_RULE_NAMES, Direction, drop_reason_name
 from agent.core.probe_packet import probe_packet
 from agent.core.store import Store
 from agent.core.views import (
-    CheckDifference,
-    CheckReport,
     DirectionVerdict,
     ExplainParty,
     ExplainQuery,
@@ -32,15 +27,13 @@ from agent.core.views import (
 from agent.kernel.datapath import FROM_POD, TO_POD
 from agent.kernel.syscall import BpfError
 from agent.loop import Loop
-from bpf.layouts import PolicyKey, PolicyVerdict, ProbeAnswer, ProbeBit
+from bpf.layouts import ProbeAnswer, ProbeBit
 from identity.labels import LabelFilter
 from policy import explain as naive
-from policy.equivalence import NumberedEntry, Pair, compare
 from policy.model import Direction as PolicyDirection
 from policy.model import RuleName, RuleRef
 
 Address = IPv4Address | IPv6Address
-MAX_DIFFERENCES: Final = 200
 _ELSEWHERE: Final = 1
 """An ingress ifindex that is no pod's: the loopback device."""
 
@@ -231,84 +224,6 @@ class Inspector:
         ref = self._loop.desired.packer.rule_ref(number)
         return rule_text(ref) if ref else f"rule {number}"
 
-    # ---- check -----------------------------------------------------------------------------------
-
-    def check(self, repair: bool) -> CheckReport:
-        """Compare everything; with `repair` also write what differs."""
-        desired, datapath = self._loop.desired, self._loop.datapath
-        found = self._policy_differences()
-        for name, wanted in (
-            ("peers", desired.peer_writes()),
-            ("endpoints", desired.endpoint_writes()),
-            ("addresses", desired.address_writes()),
-            ("devices", desired.device_writes()),
-        ):
-            actual = datapath.raw(name)
-            delta = differences(wanted, actual)
-            for key in [*delta.upserts, *delta.deletes]:
-                found.append(
-                    CheckDifference(
-                        name,
-                        Direction.UNKNOWN,
-                        _key_text(name, key),
-                        0,
-                        0,
-                        0,
-                        _value_text(name, wanted.get(key)),
-                        _value_text(name, actual.get(key)),
-                    )
-                )
-        records = len(desired.policy_records().keys) // PolicyKey.SIZE
-        tables, classes = len(desired.compiler.tables), len(desired.compiler.classes)
-        if repair and found:
-            self._loop.sync_whole(delete=True)
-        return CheckReport(
-            tables=tables,
-            classes=classes,
-            intervals=records + tables * classes,
-            difference_count=len(found),
-            differences=tuple(found[:MAX_DIFFERENCES]),
-        )
-
-    def _policy_differences(self) -> list[CheckDifference]:
-        """By packed records first: only columns that are not equal are compared by verdict."""
-        desired = self._loop.desired
-        whole = desired.policy_records()
-        keys, values = self._loop.datapath.policy_records()
-        delta = record_differences(bytes(whole.keys), bytes(whole.values), keys, values, 12, 8)
-        suspect = {
-            (one.table, one.peer_class)
-            for blob in (delta.keys, delta.deletes)
-            for one in _unpacked(bytes(blob))
-        }
-        if not suspect:
-            return []
-        wanted = _entries(bytes(whole.keys), bytes(whole.values), suspect)
-        actual = _entries(keys, values, suspect)
-        found = []
-        for difference in compare(wanted, actual):
-            table = desired.compiler.tables.get(difference.table)
-            peer = desired.compiler.classes.get(difference.peer_class)
-            found.append(
-                CheckDifference(
-                    where=f"policy table {difference.table}",
-                    direction=Direction(int(table.direction)) if table else Direction.UNKNOWN,
-                    peer=peer.canonical() if peer else f"class {difference.peer_class}",
-                    protocol=difference.protocol,
-                    first_port=difference.first_port,
-                    last_port=difference.last_port,
-                    expected=self._verdict_text(difference.wanted, difference.entry),
-                    actual=self._verdict_text(difference.found, difference.entry),
-                )
-            )
-        return found
-
-    def _verdict_text(self, verdict: tuple[bool, int] | None, entry: object) -> str:
-        if verdict is None:
-            return "no entry" if entry is not None else "deny (default deny)"
-        allow, number = verdict
-        return f"{'allow' if allow else 'deny'} ({self.rule_name(number)})"
-
 
 def rule_text(rule: RuleName) -> str:
     """A rule in words, as everything that the agent prints names it."""
@@ -331,50 +246,3 @@ def _facts(party: _Party, store: Store) -> naive.PodFacts:
     return naive.PodFacts(
         pod.namespace, pod.name, pod.labels, store.namespace_labels(pod.namespace), pod.ports
     )
-
-
-def _unpacked(keys: bytes) -> list[PolicyKey]:
-    size = PolicyKey.SIZE
-    return [PolicyKey.unpack(keys[at : at + size]) for at in range(0, len(keys), size)]
-
-
-def _entries(keys: bytes, values: bytes, pairs: set[Pair]) -> dict[Pair, list[NumberedEntry]]:
-    found: dict[Pair, list[NumberedEntry]] = {}
-    for number, key in enumerate(_unpacked(keys)):
-        pair = (key.table, key.peer_class)
-        if pair in pairs:
-            at = number * PolicyVerdict.SIZE
-            verdict = PolicyVerdict.unpack(values[at : at + PolicyVerdict.SIZE])
-            found.setdefault(pair, []).append(
-                NumberedEntry(key.protocol, key.port, key.level, bool(verdict.action), verdict.rule)
-            )
-    return found
-
-
-def _key_text(name: str, key: bytes) -> str:
-    from bpf.layouts import PeerKey
-
-    if name == "peers":
-        peer = PeerKey.unpack(key)
-        address = IPv6Address(peer.address)
-        if address.ipv4_mapped and peer.prefix_length >= 96:
-            return f"{address.ipv4_mapped}/{peer.prefix_length - 96}"
-        return f"{address}/{peer.prefix_length}"
-    if name == "addresses":
-        address = IPv6Address(key)
-        return str(address.ipv4_mapped or address)
-    return str(int.from_bytes(key, "little"))
-
-
-def _value_text(name: str, value: bytes | None) -> str:
-    from bpf import layouts
-
-    if value is None:
-        return "nothing"
-    kinds = {
-        "peers": layouts.Peer,
-        "endpoints": layouts.EndpointPolicy,
-        "addresses": layouts.LocalAddress,
-        "devices": layouts.Device,
-    }
-    return str(kinds[name].unpack(value))  # type: ignore[attr-defined]

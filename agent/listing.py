@@ -66,6 +66,10 @@ class Listing:
         elif not known:
             state = "waiting-for-identity"
             reason = "the pod's labels are not known: all is denied but the node"
+        surroundings = self._loop.surroundings
+        if surroundings is not None and one.id in surroundings.gone:
+            state, status = "disconnecting", ObjectState.PENDING
+            reason = f"device {one.device} is gone, with the pod's namespace: waits for CNI DEL"
         return EndpointInfo(
             id=one.id,
             namespace=one.namespace,

@@ -16,10 +16,10 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
-from dataclasses import dataclass
-from typing import Any, Final, Generic, TypeVar
+from typing import Any, Final, TypeVar
 
 from agent.admission import Admission, Refusal
+from agent.calls import Call, LoopCounters, perform
 from agent.comparison import ROUNDS, Comparison
 from agent.core.conntrack import Lifetimes
 from agent.core.delta import Delta
@@ -27,8 +27,11 @@ from agent.core.desired import RETIRE_SECONDS, Desired
 from agent.core.events import Event, ResourceKey, ResourceRejected
 from agent.core.store import Store
 from agent.kernel.datapath import Datapath
+from agent.kernel.links import LinkError
+from agent.kernel.loader import LoadError
 from agent.kernel.maps import MapError
 from agent.kernel.syscall import BpfError
+from agent.surroundings import Surroundings
 from identity.allocator import AllocatorError
 
 log = logging.getLogger(__name__)
@@ -37,11 +40,12 @@ T = TypeVar("T")
 BATCH_LIMIT: Final = 50_000
 RESYNC_SECONDS: Final = 15.0
 RETRY_SECONDS: Final = 1.0
+RETRY_LIMIT: Final = 30.0
 CT_SECONDS: Final = 10.0
 SAVE_SECONDS: Final = 1.0
 _QUIET_SHARE: Final = 300  # what took t is not repeated before 300 t
 _NEVER: Final = float("inf")
-_EXPECTED: Final = (MapError, BpfError, AllocatorError, OSError)
+_EXPECTED: Final = (MapError, BpfError, AllocatorError, LinkError, LoadError, OSError)
 """What may go wrong with a write. Anything else is a bug, and ends the agent: the datapath stays
 in force, and a restarted agent begins from facts."""
 
@@ -54,28 +58,7 @@ class CapacityExceeded(MapError):
     """A pod cannot be added: its policy finds no room in the kernel."""
 
 
-@dataclass(slots=True, eq=False)
-class _Call(Generic[T]):
-    work: Callable[[], T]
-    future: Future[T]
-    in_force: bool
-    value: T | None = None
-
-
-_Item = tuple[float, Event | _Call[Any] | None]
-
-
-@dataclass(slots=True)
-class LoopCounters:
-    """What the loop has done since it started. Read by other threads, never together."""
-
-    transactions: int = 0
-    failures: int = 0
-    repaired: int = 0
-    connections: int = 0
-    connections_removed: int = 0
-    gc_seconds: float = 0.0
-    last_implementation: float = 0.0  # seconds from an event's arrival to its being in force
+_Item = tuple[float, Event | Call[Any] | None]
 
 
 class Loop:
@@ -90,6 +73,7 @@ class Loop:
         identity_gc: float,
         save_identities: Callable[[], None],
         on_first_sync: Callable[[], None],
+        surroundings: Surroundings | None = None,
         lifetimes: Lifetimes | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -98,6 +82,7 @@ class Loop:
         self.datapath = datapath
         self.counters = LoopCounters()
         self.revision = 0
+        self.surroundings = surroundings
         self.problems: dict[str, str] = {}
         """What does not work now, by what it concerns."""
         self.synced = threading.Event()
@@ -109,6 +94,8 @@ class Loop:
         self._save_identities = save_identities
         self._saved_revision = desired.identities.revision
         self._on_first_sync = on_first_sync
+        self._first_try: tuple[float, float, Exception | None] = (0.0, RETRY_SECONDS, None)
+        """When it may be repeated, the pause after that, and why it is to be."""
         self._lifetimes = lifetimes or Lifetimes()
         self._clock = clock
         self._queue: queue.SimpleQueue[_Item] = queue.SimpleQueue()
@@ -120,6 +107,7 @@ class Loop:
         self._work: dict[str, Callable[[float], float]] = {
             "retire": self._retire,
             "resync": self._resync,
+            "surroundings": self._attend,
             "connections": self._collect_connections,
             "identities": self._collect_identities,
             "save": self._save,
@@ -142,7 +130,7 @@ class Loop:
             if self._stopping:
                 future.set_exception(LoopStopped("the agent is stopping"))
             else:
-                self._queue.put((self._clock(), _Call(work, future, in_force)))
+                self._queue.put((self._clock(), Call(work, future, in_force)))
         return future
 
     def call(self, work: Callable[[], T], timeout: float = 30.0, *, in_force: bool = True) -> T:
@@ -201,18 +189,18 @@ class Loop:
         return min(max(min(self._due.values()) - self._clock(), 0.0), 3600.0)
 
     def _turn(self, batch: Sequence[_Item]) -> None:
-        calls: list[_Call[Any]] = []
+        calls: list[Call[Any]] = []
         try:
             for _, item in batch:
-                if isinstance(item, _Call):
-                    if _perform(item):
+                if isinstance(item, Call):
+                    if perform(item):
                         calls.append(item)
                 elif item is not None:
                     self._apply(item)
             failure = self._reconcile() if self.store.synced else None
         except BaseException as error:
             for _, item in batch:
-                if isinstance(item, _Call) and not item.future.done():
+                if isinstance(item, Call) and not item.future.done():
                     item.future.set_exception(error)
             raise
         for call in calls:
@@ -240,6 +228,8 @@ class Loop:
         first = not self.synced.is_set()
         if not (self.store.changed or first):
             return None
+        if first and self._clock() < self._first_try[0]:
+            return self._first_try[2]
         try:  # pods that are added now can still be refused
             added = self.store.endpoints.keys() - self.desired.tables.keys()
             delta = self._admission.take(self._clock())
@@ -278,8 +268,11 @@ class Loop:
         log.error("the kernel was not brought up to date: %s", error)
         self._behind = True
         self._rounds_left.clear()
+        now, pause = self._clock(), self._first_try[1]
         if self.synced.is_set():
-            self._due["resync"] = self._clock() + RETRY_SECONDS
+            self._due["resync"] = now + RETRY_SECONDS
+        else:
+            self._first_try = (now + pause, min(2 * pause, RETRY_LIMIT), error)
         return error
 
     def _first_sync_done(self) -> None:
@@ -289,6 +282,7 @@ class Loop:
         self._due.update(
             retire=now + RETIRE_SECONDS,
             resync=now + RETIRE_SECONDS,
+            surroundings=now,
             connections=now,
             identities=now + self._identity_gc,
         )
@@ -359,6 +353,16 @@ class Loop:
             self.desired.release_unused(now)
         return self._clock() + max(RESYNC_SECONDS, self._round_seconds * _QUIET_SHARE)
 
+    @property
+    def settled(self) -> bool:
+        """Whether what a former agent had written, and is not wanted any more, is gone."""
+        return self._unused_released
+
+    def _attend(self, now: float) -> float:
+        if self.surroundings is not None:
+            self.surroundings.attend()
+        return self._clock() + max(RESYNC_SECONDS, (self._clock() - now) * _QUIET_SHARE)
+
     def _collect_connections(self, now: float) -> float:
         alive = set(self.store.endpoints)
         seen, removed = self.datapath.collect_connections(alive, self._lifetimes)
@@ -391,17 +395,5 @@ class Loop:
             self._stopping = True
         while not self._queue.empty():
             _, item = self._queue.get_nowait()
-            if isinstance(item, _Call) and item.future.set_running_or_notify_cancel():
+            if isinstance(item, Call) and item.future.set_running_or_notify_cancel():
                 item.future.set_exception(LoopStopped("the agent is stopping"))
-
-
-def _perform(call: _Call[Any]) -> bool:
-    """Whether there is a value to answer with."""
-    if not call.future.set_running_or_notify_cancel():
-        return False
-    try:
-        call.value = call.work()
-    except Exception as error:  # the caller's to judge
-        call.future.set_exception(error)
-        return False
-    return True

@@ -16,6 +16,7 @@ from dataclasses import asdict
 from importlib import metadata
 from typing import Any, TypeVar
 
+from agent.checker import Checker
 from agent.config import Config
 from agent.core.endpoint import Endpoint
 from agent.core.flow import Direction, FlowFilter, FlowSubscription, PolicyName
@@ -78,6 +79,7 @@ class View:
         self._started = time.monotonic()
         label_filter = LabelFilter.of(config.labels) if config.labels else DEFAULT
         self._inspector = Inspector(loop, label_filter)
+        self._checker = Checker(loop, self._inspector.rule_name)
         self._listing = Listing(loop)
         self._log = log_lines
 
@@ -128,7 +130,7 @@ class View:
 
     def check(self, repair: bool) -> CheckReport:
         self._need_sync()
-        return self._ask(lambda: self._inspector.check(repair))
+        return self._ask(lambda: self._checker.check(repair))
 
     def numbers(self) -> NumberNames:
         return self._ask(self._listing.numbers)
@@ -151,6 +153,7 @@ class View:
             done.connections_removed,
             done.repaired,
             {"manifests": done.last_implementation},
+            loop.surroundings.mended if loop.surroundings is not None else {},
         )
         return families
 
@@ -189,6 +192,8 @@ class View:
         loop, store = self._loop, self._loop.store
         endpoints = [self._listing.endpoint(one) for one in store.endpoints.values()]
         problems = [Problem(name, text) for name, text in loop.problems.items()]
+        if loop.surroundings is not None:
+            problems += [Problem(*one) for one in loop.surroundings.problems.items()]
         problems += [Problem(str(key), one.reason) for key, one in loop.refused.items()]
         problems += [
             Problem(f"pod {'/'.join(key)}", text)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,7 @@ from agent.cli.options import common
 from agent.cli.output import enum_text, print_json, print_table, printable, to_dict
 
 if TYPE_CHECKING:
-    from api.agent_pb2 import CheckReport, PolicyInfo, PolicyList
+    from api.agent_pb2 import CheckDifference, CheckReport, PolicyInfo, PolicyList
 
 
 @click.group()
@@ -159,6 +160,14 @@ def _status(item: PolicyInfo) -> str:
     return f"{text}: {item.reason}" if item.reason else text
 
 
+def _scope(item: CheckDifference, name: Callable[[int], str]) -> tuple[str, str]:
+    """Protocol and ports, which only verdicts have."""
+    if not (item.protocol or item.last_port):
+        return "", ""
+    protocol = name(item.protocol) if item.protocol else "any"
+    return protocol, f"{item.first_port}-{item.last_port}"
+
+
 def _print_report(report: CheckReport) -> None:
     click.echo(
         f"{report.tables} tables × {report.classes} peer classes, "
@@ -176,8 +185,7 @@ def _print_report(report: CheckReport) -> None:
                 item.where,
                 enum_text(item, "direction"),
                 item.peer,
-                protocol_name(item.protocol) if item.protocol else "any",
-                f"{item.first_port}-{item.last_port}",
+                *_scope(item, protocol_name),
                 item.expected,
                 item.actual,
             )

@@ -159,6 +159,12 @@ class Desired:
         """Whether something waits to be deleted."""
         return bool(self._retiring_tables or self._retiring_classes)
 
+    def is_retiring(self, table: int, peer_class: int) -> bool:
+        """Whether nothing refers to a table, or to a class, any more, by their numbers."""
+        return any(self._table_numbers[one] == table for one in self._retiring_tables) or any(
+            self._class_numbers[one] == peer_class for one in self._retiring_classes
+        )
+
     # ---- the whole -------------------------------------------------------------------------------
 
     def endpoint_writes(self) -> Writes:

@@ -315,7 +315,7 @@ class Datapath:
                 values = np.frombuffer(raw_values, dtype=CtEntry.DTYPE)
                 if self._idle_since:
                     values = values.copy()
-                    values["seen"] = np.maximum(values["seen"], self._idle_since)
+                    values["seen"] = np.maximum(values["seen"], self._idle_since // 1_000_000_000)
                 seen += len(keys)
                 # CLOCK_MONOTONIC_COARSE, as the programs read it, never runs ahead of this.
                 mask = expired(keys, values, time.monotonic_ns(), endpoints, lifetimes)

@@ -50,7 +50,7 @@ class Timing:
     first_pass: longest wait, at the start, for files that are just being written.
     """
 
-    debounce: float = 0.02
+    debounce: float = 0.005
     patience: float = 1.0
     poll: float = 1.0
     resync: float = 60.0

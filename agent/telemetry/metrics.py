@@ -196,9 +196,13 @@ def agent_families(
 
 
 def work_families(
-    connections: int, connections_removed: int, repairs: int, delays: Mapping[str, float]
+    connections: int,
+    connections_removed: int,
+    repairs: int,
+    delays: Mapping[str, float],
+    put_back: Mapping[str, int] | None = None,
 ) -> list[Family]:
-    """What the agent's loop has done; `delays` in seconds, by source."""
+    """What the agent's loop has done; `delays` in seconds, by source; `put_back` by what it was."""
     return [
         _gauge("datapath_conntrack_gc_entries", "Tracked connections", (), {(): connections}),
         _counter(
@@ -208,6 +212,12 @@ def work_families(
             {(): connections_removed},
         ),
         _counter("map_repairs", "Entries found altered and repaired", (), {(): repairs}),
+        _counter(
+            "host_repairs",
+            "Programs, pins, routes and neighbours found taken away and put back",
+            ("kind",),
+            {(kind,): count for kind, count in (put_back or {}).items()},
+        ),
         _gauge(
             "policy_implementation_delay",
             "Seconds the last change took to be in force",

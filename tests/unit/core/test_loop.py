@@ -4,12 +4,13 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
 from agent.admission import Admission
+from agent.checker import Checker
 from agent.core.desired import Desired
 from agent.core.endpoint import Endpoint
 from agent.core.events import (
@@ -26,6 +27,9 @@ from agent.core.events import (
 )
 from agent.core.numbers import Numbers
 from agent.core.store import Store
+from agent.kernel.links import LinkError
+from agent.kernel.loader import LoadError
+from agent.kernel.rtnl import RtnlError
 from agent.kernel.syscall import BpfError, Command
 from agent.loop import CapacityExceeded, Loop, LoopStopped
 from identity.allocator import IdentityAllocator
@@ -69,12 +73,13 @@ class Rig:
     def __init__(self, datapath: FakeDatapath, numbers: Numbers | None = None) -> None:
         self.now = 1000.0
         self.saved = 0
+        self.first: Callable[[], None] = lambda: None
         self.store = Store(["source"])
         self.datapath = datapath
         self.desired = Desired(IdentityAllocator(), numbers or Numbers(60.0), DEFAULT)
         self.loop = Loop(
             self.store, self.desired, datapath,
-            identity_gc=60.0, save_identities=self._save, on_first_sync=lambda: None,
+            identity_gc=60.0, save_identities=self._save, on_first_sync=lambda: self.first(),
             clock=lambda: self.now,
         )  # fmt: skip
         self.thread = threading.Thread(target=self.loop.run)
@@ -367,3 +372,59 @@ def test_a_bug_ends_the_loop_and_leaves_nobody_waiting(rigs: Any) -> None:
             future.result(10)
     rig.thread.join(10)
     assert ended
+
+
+@pytest.mark.parametrize(
+    "error", [LinkError("attach"), LoadError("from_pod", "verify", "no", ""), RtnlError(16, "x")]
+)
+def test_a_take_over_that_fails_is_said_and_tried_again(rigs: Any, error: Exception) -> None:
+    rig, tries = rigs(), []
+
+    def first() -> None:
+        tries.append(rig.now)
+        if len(tries) < 4:
+            raise error
+
+    rig.first = first
+    rig.loop.post(SourceSynced("source"))
+    rig.thread.start()
+    rig.settle()
+    assert tries == [1000.0] and not rig.loop.synced.is_set()
+    assert rig.loop.problems == {"datapath": str(error)}
+    with pytest.raises(type(error)):  # nobody is told that anything is in force
+        rig.loop.call(lambda: None, 10)
+    for pause in (1.0, 2.0, 4.0):
+        rig.settle(pause - 0.5)
+        before = len(tries)
+        rig.settle(0.5)
+        assert len(tries) == before + 1
+    assert rig.loop.synced.is_set() and not rig.loop.problems
+    rig.loop.call(lambda: None, 10)
+
+
+def test_a_check_leaves_alone_what_is_to_be_deleted(rigs: Any) -> None:
+    def differences(rig: Rig) -> int:
+        checker = Checker(rig.loop, str)
+        return rig.loop.call(lambda: checker.check(False), 10).difference_count
+
+    former = rigs()
+    former.start()
+    former.do(PolicyUpserted("source", policy("a", 3)))
+    former.do(PodUpserted("source", pod("d", "other", "10.9.0.2")))
+    former.stop()
+    # Another agent knows neither the policy nor the pod.
+    rig = rigs(datapath=former.datapath)
+    rig.start()
+    assert not rig.consistent() and differences(rig) == 0
+    rig.settle(5)
+    assert rig.consistent() and differences(rig) == 0
+    # A table that nothing uses any more stays for a moment; by then somebody may have altered it.
+    rig.do(PolicyUpserted("source", policy("b", 2)))
+    rig.do(PolicyRemoved("source", PolicyKey("NetworkPolicy", "ns", "b")))
+    table = rig.datapath.fake("policy").content
+    assert table and differences(rig) == 0
+    table.pop(min(table))
+    assert differences(rig) == 0
+    rig.do(PolicyUpserted("source", policy("c", 2)))
+    table.pop(min(table))
+    assert differences(rig) > 0
