@@ -51,6 +51,10 @@ INLINE void ct_key_of(struct ct_key *key, const struct packet *p, __u32 endpoint
 	key->remote_port = ingress ? p->source_port : p->destination_port;
 	key->endpoint = endpoint;
 	key->protocol = p->protocol;
+	/* Another agent's programs may use this memory for something else. */
+	key->pad[0] = 0;
+	key->pad[1] = 0;
+	key->pad[2] = 0;
 }
 
 /* The packet that an ICMP error quotes, as far as it can be made out: its
