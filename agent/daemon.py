@@ -213,6 +213,7 @@ def _run(config: Config, stopping: threading.Event, failed: threading.Event, rin
         )
         replayed = cni.start()
         stack.callback(cni.stop)
+        view.serving.set()
         log.info("agent of node %s is up; %s", config.node_name, replayed)
         stopping.wait()
         log.info("stopping; the datapath stays in force")

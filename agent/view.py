@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import TimeoutError as FutureTimeout
@@ -77,6 +78,8 @@ class View:
         self._pool = pool
         self._hub = hub
         self._started = time.monotonic()
+        self.serving = threading.Event()
+        """Set once CNI requests are answered; until then the agent is not ready."""
         label_filter = LabelFilter.of(config.labels) if config.labels else DEFAULT
         self._inspector = Inspector(loop, label_filter)
         self._checker = Checker(loop, self._inspector.rule_name)
@@ -205,7 +208,9 @@ class View:
             if not state.healthy
         ]
         return AgentStatus(
-            ready=loop.synced.is_set() and "datapath" not in loop.problems,
+            ready=self.serving.is_set()
+            and loop.synced.is_set()
+            and "datapath" not in loop.problems,
             version=_version(),
             node_name=self._config.node_name,
             pid=os.getpid(),
