@@ -40,6 +40,8 @@ T = TypeVar("T")
 BATCH_LIMIT: Final = 50_000
 RESYNC_SECONDS: Final = 15.0
 RETRY_SECONDS: Final = 1.0
+QUIET_SECONDS: Final = 0.5
+PUT_OFF_SECONDS: Final = 15.0
 RETRY_LIMIT: Final = 30.0
 CT_SECONDS: Final = 10.0
 SAVE_SECONDS: Final = 1.0
@@ -102,6 +104,8 @@ class Loop:
         self._gate = threading.Lock()
         self._stopping = False
         self._rounds_left: list[frozenset[str]] = []
+        self._changed_at = -QUIET_SECONDS
+        self._put_off = 0.0  # since when a due comparison waits
         self._round_seconds = 0.0
         self._unused_released = False
         self._work: dict[str, Callable[[float], float]] = {
@@ -256,6 +260,7 @@ class Loop:
         self.problems.pop("datapath", None)
         self.revision += 1
         self.counters.transactions += 1
+        self._changed_at = self._clock()
         if self.desired.retiring and self._due["retire"] == _NEVER:
             self._due["retire"] = self._clock() + RETIRE_SECONDS
         if self.desired.identities.revision != self._saved_revision:
@@ -332,6 +337,12 @@ class Loop:
         return now + RETIRE_SECONDS if self.desired.retiring else _NEVER
 
     def _resync(self, now: float) -> float:
+        if not self._behind and now - self._changed_at < QUIET_SECONDS:
+            # Facts are on the move and want the loop; the comparison can wait, but not for ever.
+            self._put_off = self._put_off or now
+            if now - self._put_off < PUT_OFF_SECONDS:
+                return now + QUIET_SECONDS
+        self._put_off = 0.0
         if not self._rounds_left:
             self._rounds_left, self._round_seconds = list(ROUNDS), 0.0
         if self._behind:
