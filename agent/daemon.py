@@ -192,6 +192,7 @@ def _run(config: Config, stopping: threading.Event, failed: threading.Event, rin
         hub.set_names(view.names())
         events = datapath.map("events")
         reader = RingReader.open(events.fd, events.capacity, hub.handle)
+        view.failed_records = lambda: reader.counters.records_failed
         reader.start()
         stack.callback(reader.stop)
         thread = threading.Thread(target=_guarded(loop.run, stopping, failed), name="loop")

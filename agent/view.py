@@ -80,6 +80,8 @@ class View:
         self._started = time.monotonic()
         self.serving = threading.Event()
         """Set once CNI requests are answered; until then the agent is not ready."""
+        self.failed_records: Callable[[], int] = lambda: 0
+        """Events that the reader could not hand on."""
         label_filter = LabelFilter.of(config.labels) if config.labels else DEFAULT
         self._inspector = Inspector(loop, label_filter)
         self._checker = Checker(loop, self._inspector.rule_name)
@@ -147,7 +149,11 @@ class View:
         counters = datapath.counters()
         families = kernel_families(datapath)
         families.append(
-            loss_family(counters[Counter.COUNTER_EVENTS_LOST], self._hub.counters.queue_lost)
+            loss_family(
+                counters[Counter.COUNTER_EVENTS_LOST],
+                self._hub.counters.queue_lost,
+                self._hub.counters.undecodable + self.failed_records(),
+            )
         )
         families += agent_families(self.status(), self.endpoints(), self.identities())
         done = loop.counters

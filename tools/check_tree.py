@@ -16,7 +16,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 MAX_LINES = 500
-SKIPPED_FOLDERS = {".git", ".venv", ".cache", ".hypothesis", "__pycache__", "LICENSES", "results"}
+SKIPPED_FOLDERS = {
+    ".git",
+    ".venv",
+    ".cache",
+    ".hypothesis",
+    ".mypy_cache",
+    ".pytest_cache",
+    ".ruff_cache",
+    "__pycache__",
+    "LICENSES",
+    "results",
+}
 SOURCES = {".py", ".c", ".h", ".sh", ".proto"}
 LICENSED = SOURCES | {".toml"}
 LICENSED_NAMES = {"Makefile", "Dockerfile", "Vagrantfile", ".clang-format", "constraints.txt"}

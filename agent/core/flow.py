@@ -232,6 +232,8 @@ LOST_RING_BUFFER: Final = "PERF_EVENT_RING_BUFFER"
 """The kernel found the ring buffer full."""
 LOST_OBSERVER_QUEUE: Final = "OBSERVER_EVENTS_QUEUE"
 """Read from the kernel, but not delivered to this subscriber, which was too slow."""
+LOST_UNREADABLE: Final = "UNKNOWN_LOST_EVENT_SOURCE"
+"""Read from the kernel, but nothing could be made of it."""
 
 
 @dataclass(frozen=True, slots=True)

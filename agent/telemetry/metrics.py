@@ -16,6 +16,7 @@ from typing import Final, Literal, Protocol, TypeAlias
 from agent.core.flow import (
     LOST_OBSERVER_QUEUE,
     LOST_RING_BUFFER,
+    LOST_UNREADABLE,
     Direction,
     drop_reason_name,
 )
@@ -131,13 +132,17 @@ def _counter_families(counters: Sequence[int]) -> Iterator[Family]:
         yield _counter(name, text, (), {(): counters[index]})
 
 
-def loss_family(kernel_lost: int, queue_lost: int) -> Family:
+def loss_family(kernel_lost: int, queue_lost: int, unreadable: int) -> Family:
     """Events that nobody saw, by where they were lost."""
     return _counter(
         "lost_events",
         "Events lost between the kernel and their reader",
         ("source",),
-        {(LOST_RING_BUFFER,): kernel_lost, (LOST_OBSERVER_QUEUE,): queue_lost},
+        {
+            (LOST_RING_BUFFER,): kernel_lost,
+            (LOST_OBSERVER_QUEUE,): queue_lost,
+            (LOST_UNREADABLE,): unreadable,
+        },
     )
 
 

@@ -48,7 +48,7 @@ class ReaderCounters:
     """Written by the reader's thread alone; monotonic."""
 
     records: int = 0
-    callback_failures: int = 0
+    records_failed: int = 0  # in batches that `on_records` raised for
     corruptions: int = 0
 
 
@@ -154,5 +154,5 @@ class RingReader:
         try:
             self._on_records(records)
         except Exception:
-            self.counters.callback_failures += 1
+            self.counters.records_failed += len(records)
             log.exception("a batch of %d events was lost", len(records))

@@ -71,7 +71,7 @@ def collect(kernel: FakeKernel) -> Iterable[Family]:
     """All families."""
     return [
         *kernel_families(kernel),
-        loss_family(5, 6),
+        loss_family(5, 6, 4),
         *agent_families(
             STATUS,
             [endpoint(1, True, True), endpoint(2, True, False), endpoint(3, True, False)],
@@ -114,6 +114,7 @@ def test_scrape() -> None:
         assert seen[("bristle_bpf_ct_overflow_total",)] == 42
         assert seen["bristle_lost_events_total", "PERF_EVENT_RING_BUFFER"] == 5
         assert seen["bristle_lost_events_total", "OBSERVER_EVENTS_QUEUE"] == 6
+        assert seen["bristle_lost_events_total", "UNKNOWN_LOST_EVENT_SOURCE"] == 4
         assert seen[("bristle_endpoint",)] == 3
         assert seen["bristle_policy_endpoint_enforcement_status", "ingress"] == 2
         assert seen["bristle_policy_endpoint_enforcement_status", "none"] == 0

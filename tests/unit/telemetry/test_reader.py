@@ -181,7 +181,7 @@ def test_nothing_stops_the_thread_but_stop() -> None:
     assert seen == [[b"bad"], [b"a", b"b"], [b"last"]]
     assert ring.closed
     counters = reader.counters
-    assert (counters.records, counters.callback_failures, counters.corruptions) == (4, 1, 1)
+    assert (counters.records, counters.records_failed, counters.corruptions) == (4, 1, 1)
     assert max(ring.limits) == BATCH
 
 
