@@ -3,53 +3,90 @@
  *
  * Enforces the sender's egress policy and, when the receiver is on this node,
  * the receiver's ingress policy, then hands the packet to the receiver's
- * namespace. What goes elsewhere, or belongs to a connection that came by the
- * node's stack, goes to the stack.
+ * namespace. What goes to another node's pods goes through the tunnel, or
+ * straight out. What goes elsewhere, or belongs to a connection that came by
+ * the node's stack, goes to the stack.
  */
-#include "lib/deliver.h"
+#include "lib/fast.h"
 #include "lib/neighbour.h"
 
-/* A reply to a connection that from_uplink handed in: out by the way it came,
- * past the node's connection tracking, which saw none of it. Where the route
- * is not plain (MTU, no neighbour), the stack does it.
+/* Where the packet is to go, unless the connection goes through the stack. Kept
+ * in scratch, and looked up again at the end, so that the verifier need not walk
+ * all that comes between once for each way.
  */
-INLINE int reply_to_uplink(struct __sk_buff *ctx, const struct packet *p)
+INLINE void choose_way(struct scratch *scratch, struct packet *p, struct passage *out)
 {
-	struct bpf_fib_lookup fib = {};
-	__u32 gso = CTX_LOAD(ctx, gso_size);
-	long found;
+	struct local_address *local = find_local(&p->destination);
+	struct tunnel *tunnel;
 
-	fib.ifindex = CTX_LOAD(ctx, ifindex);
-	fib.l4_protocol = p->protocol;
-	/* What will be on the wire is one segment of what is here. */
-	fib.tot_len = p->l4 - p->l3 + (gso ? p->header + gso : p->l4_length);
-	if (p->version == 4) {
-		fib.family = 2; /* AF_INET */
-		fib.ipv4_src = *(__be32 *)(p->source.bytes + 12);
-		fib.ipv4_dst = *(__be32 *)(p->destination.bytes + 12);
-	} else {
-		fib.family = 10; /* AF_INET6 */
-		__builtin_memcpy(fib.ipv6_src, &p->source, 16);
-		__builtin_memcpy(fib.ipv6_dst, &p->destination, 16);
+	if (local && local->kind == LOCAL_POD) {
+		scratch->way = WAY_POD;
+		scratch->observation = OBSERVE_TO_ENDPOINT;
+		out->is.flags = CT_LOCAL;
+		out->far_end = local->endpoint;
+		return;
 	}
-	found = bpf_fib_lookup(ctx, &fib, sizeof(fib), 0);
-	if (found == BPF_FIB_LKUP_RET_SUCCESS || found == BPF_FIB_LKUP_RET_NO_NEIGH)
-		return redirect_neighbour(fib.ifindex, NULL, 0, 0);
-	return TC_ACT_OK;
+	tunnel = local ? NULL : tunnel_towards(&p->destination);
+	scratch->way = !tunnel ? WAY_STACK : tunnelled(tunnel) ? WAY_TUNNEL : WAY_UPLINK;
+	forget_values();
+	out->is.flags = scratch->way == WAY_STACK  ? CT_VIA_STACK :
+			scratch->way == WAY_TUNNEL ? CT_TUNNEL :
+						     0;
+	scratch->observation = scratch->way == WAY_STACK  ? OBSERVE_TO_STACK :
+			       scratch->way == WAY_TUNNEL ? OBSERVE_TO_OVERLAY :
+							    OBSERVE_TO_NETWORK;
+}
+
+/* Returns 0 or the drop reason. */
+INLINE int enter_tunnel(struct __sk_buff *ctx, struct packet *p, __u32 endpoint)
+{
+	struct tunnel *tunnel = tunnel_towards(&p->destination);
+
+	return tunnel ? encapsulate(ctx, tunnel, identity_of(endpoint)) : DROP_NO_TUNNEL;
+}
+
+INLINE int send(struct __sk_buff *ctx, struct scratch *scratch, struct packet *p)
+{
+	__u32 gso = CTX_LOAD(ctx, gso_size);
+	struct local_address *local;
+	struct tunnel *tunnel;
+
+	switch (scratch->way) {
+	case WAY_STACK:
+		return TC_ACT_OK;
+	case WAY_POD:
+		local = find_local(&p->destination);
+		return local && local->kind == LOCAL_POD ? deliver(ctx, local) : TC_ACT_SHOT;
+	case WAY_TUNNEL:
+		tunnel = find_tunnel(&p->destination);
+		return tunnel ? bpf_redirect(tunnel->ifindex, 0) : TC_ACT_SHOT;
+	case WAY_UPLINK:
+		/* One segment of what is here will be on the wire. */
+		return straight_out(ctx, p->version, &p->source, &p->destination, p->protocol,
+				    p->l4 - p->l3 + (gso ? p->header + gso : p->l4_length));
+	default:
+		return TC_ACT_SHOT;
+	}
 }
 
 int from_pod(struct __sk_buff *ctx)
 {
 	struct ct_entry *out_entry = NULL, *in_entry = NULL;
-	struct local_address *local = NULL;
-	struct scratch *scratch = new_scratch();
+	struct scratch *scratch;
 	struct passage *out, *in;
 	struct report *report;
 	struct packet *p;
-	struct device *device;
+	struct device *device = find_device(CTX_LOAD(ctx, ifindex));
 	__u64 epoch = current_epoch();
 	int reason;
 
+	if (likely(device)) {
+		int action = fast(ctx, device, epoch);
+
+		if (action != FULL_WAY)
+			return action;
+	}
+	scratch = new_scratch();
 	if (!scratch)
 		return TC_ACT_SHOT;
 	scratch->probe = is_probe(ctx);
@@ -59,8 +96,7 @@ int from_pod(struct __sk_buff *ctx)
 	in = &scratch->in;
 	report = &scratch->told[TOLD_END];
 	report->direction = DIRECTION_EGRESS;
-	out->now = in->now = coarse_seconds();
-	device = find_device(CTX_LOAD(ctx, ifindex));
+	out->now = in->now = coarse_seconds(&scratch->clock);
 	if (!device) {
 		reason = DROP_ENDPOINT_NOT_READY;
 		goto refuse;
@@ -123,19 +159,22 @@ int from_pod(struct __sk_buff *ctx)
 		forget_values();
 	}
 
-	local = find_local(&p->destination);
-	if (local && local->kind != LOCAL_POD)
-		local = NULL;
-	out->is.flags = local ? 0 : CT_VIA_STACK;
+	choose_way(scratch, p, out);
+	forget_values();
 	reason = check(ctx, p, out, &out_entry, epoch, &scratch->probe);
 	forget_values();
 	if (out_entry && !out->is.fresh && out_entry->flags & CT_VIA_STACK)
-		local = NULL;
-	if (!reason && local) {
+		scratch->way = WAY_STACK;
+	forget_values();
+	if (!reason && scratch->way == WAY_POD &&
+	    !vouched(p, out, out_entry, epoch, out->far_end)) {
 		in->is.ingress = 1;
-		in->endpoint = local->endpoint;
+		in->is.flags = CT_LOCAL;
+		in->endpoint = out->far_end;
 		in->origin = out->endpoint;
 		reason = check(ctx, p, in, &in_entry, epoch, &scratch->probe);
+		/* Both ends have a place for it, so that it can be remembered. */
+		out->is.vouched = !reason && !in->is.related && (in_entry || in->is.fresh);
 		forget_values();
 	}
 	if (unlikely(scratch->probe))
@@ -144,23 +183,24 @@ int from_pod(struct __sk_buff *ctx)
 		goto refuse;
 
 	reason = commit(ctx, p, out, out_entry, epoch);
-	if (!reason && local)
+	if (!reason && in->is.ingress)
 		reason = commit(ctx, p, in, in_entry, epoch);
 	if (unlikely(reason))
 		goto refuse;
-	if (unlikely(p->fragment == FRAGMENT_FIRST && p->icmp != ICMP_ERROR))
-		remember_fragment(ctx, p, 0);
-	count_packet(ctx, DIRECTION_EGRESS, REASON_FORWARDED);
-	if (local) {
-		count_packet(ctx, DIRECTION_INGRESS, REASON_FORWARDED);
-		scratch->observation = OBSERVE_TO_ENDPOINT;
-		scratch->way = WAY_POD;
-	} else {
-		scratch->observation = OBSERVE_TO_STACK;
-		if ((out->is.reply || out->is.related) && out_entry &&
-		    !(out_entry->flags & CT_VIA_STACK))
-			scratch->way = WAY_UPLINK;
+	remember_first(ctx, p, 0);
+	/* A reply to what from_uplink handed in. */
+	if (scratch->way == WAY_STACK && (out->is.reply || out->is.related) && out_entry &&
+	    !(out_entry->flags & CT_VIA_STACK))
+		scratch->way = WAY_UPLINK;
+	forget_values();
+	if (scratch->way == WAY_TUNNEL) {
+		reason = enter_tunnel(ctx, p, out->endpoint);
+		if (unlikely(reason))
+			goto refuse;
 	}
+	count_packet(ctx, DIRECTION_EGRESS, REASON_FORWARDED);
+	if (scratch->way == WAY_POD)
+		count_packet(ctx, DIRECTION_INGRESS, REASON_FORWARDED);
 	goto end;
 
 refuse:
@@ -169,9 +209,5 @@ refuse:
 	scratch->way = WAY_NOWHERE;
 end:
 	tell(ctx, scratch, reason);
-	if (local && scratch->way == WAY_POD)
-		return deliver(ctx, local);
-	if (scratch->way == WAY_UPLINK)
-		return reply_to_uplink(ctx, p);
-	return scratch->way == WAY_NOWHERE ? TC_ACT_SHOT : TC_ACT_OK;
+	return send(ctx, scratch, p);
 }

@@ -1,21 +1,48 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /* Hook: tc ingress of the node's own devices. What comes from outside.
  *
- * Refuses sources that only this node may use, and hands what is meant for a
+ * Refuses sources that only this node may use, or that only the tunnel brings,
+ * and hands what is meant for a
  * local pod to it, under its ingress policy. Connections that were opened
  * through the node's stack stay there; everything else is the stack's.
  */
 #include <uapi/linux/if_packet.h>
-#include "lib/deliver.h"
+#include "lib/fast.h"
+#include "lib/masquerade.h"
 
 /* Not ours to decide: on to the next program at this hook, then to the stack.
  * The device is the node's, so others may be attached to it too.
  */
 #define PASS TC_ACT_UNSPEC
 
+/* A packet of the tunnel for this node: the stack takes it out of its cover, and
+ * from_tunnel looks at what is in it.
+ */
+INLINE bool of_tunnel(struct plain *p)
+{
+	struct local_address *local;
+
+	if (p->protocol != IPPROTO_UDP || p->destination_port != configuration()->tunnel_port)
+		return false;
+	local = find_local(&p->destination);
+	return local && local->kind == LOCAL_NODE && !find_local(&p->source);
+}
+
+/* As `fast`. A source that may not come this way has no such connection. */
+INLINE int fast_from_uplink(struct __sk_buff *ctx, __u64 epoch)
+{
+	struct plain *p = plain_scratch();
+
+	if (!p || CTX_LOAD(ctx, mark) || CTX_LOAD(ctx, vlan_present) || !parse_plain(ctx, NULL, p))
+		return FULL_WAY;
+	if (of_tunnel(p))
+		return PASS;
+	return fast_in(ctx, p, ORIGIN_ADDRESS, 0, epoch);
+}
+
 int from_uplink(struct __sk_buff *ctx)
 {
-	struct scratch *scratch = new_scratch();
+	struct scratch *scratch;
 	struct ct_entry *entry = NULL;
 	struct local_address *local = NULL;
 	struct report *report;
@@ -24,10 +51,14 @@ int from_uplink(struct __sk_buff *ctx)
 	__u64 epoch = current_epoch();
 	int reason;
 
-	if (!scratch)
-		return TC_ACT_SHOT;
 	if (unlikely(CTX_LOAD(ctx, pkt_type) == PACKET_OTHERHOST))
 		return PASS; /* a flooded frame: not for this node */
+	reason = fast_from_uplink(ctx, epoch);
+	if (reason != FULL_WAY)
+		return reason;
+	scratch = new_scratch();
+	if (!scratch)
+		return TC_ACT_SHOT;
 	scratch->probe = is_probe(ctx);
 	forget_values();
 	p = &scratch->packet;
@@ -36,7 +67,7 @@ int from_uplink(struct __sk_buff *ctx)
 	in->origin = ORIGIN_ADDRESS;
 	report = &scratch->told[TOLD_END];
 	report->direction = DIRECTION_INGRESS;
-	in->now = coarse_seconds();
+	in->now = coarse_seconds(&scratch->clock);
 	report->observation = OBSERVE_FROM_NETWORK;
 	switch (bpf_ntohs(CTX_LOAD(ctx, protocol))) {
 	case ETH_P_IP:
@@ -57,9 +88,24 @@ int from_uplink(struct __sk_buff *ctx)
 		goto refuse;
 	}
 	local = p->version ? find_local(&p->destination) : NULL;
+	if (MASQUERADE && local && local->kind == LOCAL_NODE && !reason && !scratch->probe) {
+		/* An answer to what left under the node's address, by the stack:
+		 * it goes back that way, and to_pod judges, counts and reports.
+		 */
+		scratch->nat.now = in->now;
+		forget_values();
+		reason = masquerade_in(ctx, p, &scratch->nat);
+		local = NULL;
+		if (unlikely(reason > 0))
+			goto refuse;
+	}
 	if (!local || local->kind != LOCAL_POD)
 		return PASS; /* the node's own to judge */
 	report->endpoint = in->endpoint = local->endpoint;
+	if (only_by_tunnel(&p->source)) {
+		reason = DROP_INVALID_SOURCE_IP;
+		goto refuse;
+	}
 	if (reason)
 		goto refuse;
 	if (unlikely(p->icmp == ICMP_NEIGHBOUR || p->icmp == ICMP_MULTICAST))
@@ -75,21 +121,15 @@ int from_uplink(struct __sk_buff *ctx)
 		return answer_probe(ctx, NULL, in, reason);
 	/* The stack knows this connection: to_pod judges, counts and reports. */
 	if (entry && entry->flags & CT_VIA_STACK) {
-		if (unlikely(p->fragment == FRAGMENT_FIRST && p->icmp != ICMP_ERROR))
-			remember_fragment(ctx, p, 0);
+		remember_first(ctx, p, 0);
 		return PASS;
 	}
 	if (unlikely(reason))
 		goto refuse;
-	reason = commit(ctx, p, in, entry, epoch);
-	if (unlikely(reason))
-		goto refuse;
-	if (unlikely(p->fragment == FRAGMENT_FIRST && p->icmp != ICMP_ERROR))
-		remember_fragment(ctx, p, 0);
-	count_packet(ctx, DIRECTION_INGRESS, REASON_FORWARDED);
-	scratch->observation = OBSERVE_TO_ENDPOINT;
 	scratch->way = WAY_POD;
-	goto end;
+	reason = let_in(ctx, scratch, p, in, entry, epoch, 0);
+	if (likely(!reason))
+		goto end;
 
 refuse:
 	if (unlikely(scratch->probe))

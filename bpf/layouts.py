@@ -25,6 +25,8 @@ __all__ = [
     "CtEntry",
     "CtFlag",
     "CtKey",
+    "CtTold",
+    "CtVerdictBit",
     "Device",
     "Direction",
     "DropReason",
@@ -35,13 +37,22 @@ __all__ = [
     "EventType",
     "Fragment",
     "FragmentKey",
+    "Handshake",
+    "HandshakeKey",
+    "ListenerKey",
     "LocalAddress",
     "LocalKind",
+    "MasqueradeKey",
+    "MasqueradeSource",
     "MetricsSize",
+    "NatEntry",
+    "NatOrigin",
+    "NatReverseKey",
     "NumberKey",
     "NumberKind",
     "Observation",
     "Origin",
+    "OriginBit",
     "Peer",
     "PeerKey",
     "PolicyAction",
@@ -50,11 +61,28 @@ __all__ = [
     "PolicyVerdict",
     "ProbeAnswer",
     "ProbeBit",
+    "RedirectConfig",
+    "RedirectMode",
+    "RedirectState",
     "ReservedClass",
     "ReservedIdentity",
     "ReservedRule",
     "ScratchSize",
+    "SocketCounter",
+    "SocketEndpoint",
+    "SocketFlag",
+    "SocketKey",
+    "SocketOutcome",
+    "SocketSide",
+    "SocketState",
+    "SocketTraffic",
+    "SocketTrafficKey",
+    "SocketUse",
+    "StackReason",
     "Traffic",
+    "Tunnel",
+    "TunnelFlag",
+    "TunnelLimit",
 ]
 
 Data = bytes | bytearray | memoryview
@@ -381,6 +409,53 @@ class ReservedRule(IntEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class Tunnel:
+    """struct tunnel: tunnels: longest-prefix table with peer_key, addresses of other nodes and
+    of their pods -> the node.
+    """
+
+    SIZE: ClassVar[int] = 40
+    FORMAT: ClassVar[struct.Struct] = struct.Struct("=16s16sII")
+    DTYPE = _Dtype(
+        40, remote=(("u1", 16), 0), local=(("u1", 16), 16), ifindex=("u4", 32), flags=("u4", 36)
+    )
+
+    remote: bytes  # Outer address of that node; all zero: no tunnel, along the route
+    local: bytes  # of this node, towards it
+    ifindex: int  # of the tunnel's device; 0: there is none now
+    flags: int  # enum tunnel_flag
+
+    def __post_init__(self) -> None:
+        _need("remote", self.remote, 16)
+        _need("local", self.local, 16)
+
+    def pack(self) -> bytes:
+        """The bytes that the kernel sees."""
+        return self.FORMAT.pack(self.remote, self.local, self.ifindex, self.flags)
+
+    @classmethod
+    def unpack(cls, data: Data) -> "Tunnel":
+        """Reverse of ``pack``."""
+        return cls(*cls.FORMAT.unpack(data))
+
+
+class TunnelFlag(IntEnum):
+    """enum tunnel_flag."""
+
+    # An address that the node may send from, but perhaps not be reached at: a cloud may translate
+    # it
+    TUNNEL_SOURCE_ONLY = 1
+
+
+class TunnelLimit(IntEnum):
+    """enum tunnel_limit: The identity travels as the network identifier (VNI), which has 24
+    bits; what does not fit in these is local to its node and never sent.
+    """
+
+    TUNNEL_VNI_MAX = 65535
+
+
+@dataclass(frozen=True, slots=True)
 class CtKey:
     """struct ct_key: ct: one entry per endpoint and connection, seen from the endpoint, so that
     both directions of a packet find it by one look-up; the local address is the endpoint's
@@ -428,7 +503,10 @@ class CtFlag(IntEnum):
     CT_FIN_ORIGINAL = 8
     CT_FIN_REPLY = 16
     CT_RST = 32
-    CT_DENIED = 64  # what the verdict was, looked up again under this epoch
+    # Straight between two pods of this node: each end's entry counts what its own pod sent, and no
+    # packet twice
+    CT_LOCAL = 64
+    CT_TUNNEL = 128  # from or to another node, through the tunnel
 
 
 class Origin(IntEnum):
@@ -439,6 +517,31 @@ class Origin(IntEnum):
     ORIGIN_NODE = 2147483647  # the node's own stack
 
 
+class OriginBit(IntEnum):
+    """enum origin_bit: With this bit the origin is another node's tunnel, and the low 16 bits
+    are the identity that it gave the sender.
+    """
+
+    ORIGIN_TUNNEL_BIT = 31
+
+
+class CtVerdictBit(IntEnum):
+    """enum ct_verdict_bit: The verdict in one word, so that no reader sees half of a change:
+    the policy epoch that it was read under and these bits.
+    """
+
+    CT_VOUCHED_BIT = 62  # the policy at the far end allows it too
+    CT_DENIED_BIT = 63
+
+
+class CtTold(IntEnum):
+    """enum ct_told: How old the far end's entry of a connection within the node may look, in
+    bits of seconds: the first packet in each slot of that length tells it.
+    """
+
+    CT_TOLD_BITS = 4
+
+
 @dataclass(frozen=True, slots=True)
 class CtEntry:
     """struct ct_entry."""
@@ -447,27 +550,29 @@ class CtEntry:
     FORMAT: ClassVar[struct.Struct] = struct.Struct("=QIIQQIIII")
     DTYPE = _Dtype(
         48,
-        epoch=("u8", 0),
+        verdict=("u8", 0),
         seen=("u4", 8),
         flags=("u4", 12),
         bytes=(("u8", 2), 16),
         packets=(("u4", 2), 32),
         rule=("u4", 40),
-        origin=("u4", 44),
+        far_end=("u4", 44),
     )
 
-    epoch: int  # policy epoch that the verdict was read under
+    verdict: int  # epoch and enum ct_verdict_bit
     seen: int  # CLOCK_MONOTONIC_COARSE, s, of the last packet
     flags: int  # enum ct_flag
     bytes: tuple[int, int]  # original direction, reply direction
     packets: tuple[int, int]  # the same; they wrap around
     rule: int  # that allowed it
-    origin: int  # ingress: enum origin or an endpoint id
+    # ingress: who opened it, enum origin or an endpoint id; egress: the endpoint that the verdict
+    # vouches for
+    far_end: int
 
     def pack(self) -> builtins.bytes:
         """The bytes that the kernel sees."""
         return self.FORMAT.pack(
-            self.epoch, self.seen, self.flags, *self.bytes, *self.packets, self.rule, self.origin
+            self.verdict, self.seen, self.flags, *self.bytes, *self.packets, self.rule, self.far_end
         )
 
     @classmethod
@@ -564,6 +669,607 @@ class Fragment:
         return cls(*cls.FORMAT.unpack(data))
 
 
+@dataclass(frozen=True, slots=True)
+class MasqueradeKey:
+    """struct masquerade_key: masquerade: what pods look like to the outside on the way out by
+    an uplink.
+    """
+
+    SIZE: ClassVar[int] = 8
+    FORMAT: ClassVar[struct.Struct] = struct.Struct("=II")
+    DTYPE = _Dtype(8, ifindex=("u4", 0), family=("u4", 4))
+
+    ifindex: int
+    family: int  # 4, 6
+
+    def pack(self) -> bytes:
+        """The bytes that the kernel sees."""
+        return self.FORMAT.pack(self.ifindex, self.family)
+
+    @classmethod
+    def unpack(cls, data: Data) -> "MasqueradeKey":
+        """Reverse of ``pack``."""
+        return cls(*cls.FORMAT.unpack(data))
+
+
+@dataclass(frozen=True, slots=True)
+class MasqueradeSource:
+    """struct masquerade_source."""
+
+    SIZE: ClassVar[int] = 24
+    FORMAT: ClassVar[struct.Struct] = struct.Struct("=16sIHH")
+    DTYPE = _Dtype(
+        24, address=(("u1", 16), 0), seed=("u4", 16), first_port=("u2", 20), last_port=("u2", 22)
+    )
+
+    address: bytes  # of the node
+    seed: int  # of the choice of ports, so that nobody can guess them
+    first_port: int  # host order
+    last_port: int
+
+    def __post_init__(self) -> None:
+        _need("address", self.address, 16)
+
+    def pack(self) -> bytes:
+        """The bytes that the kernel sees."""
+        return self.FORMAT.pack(self.address, self.seed, self.first_port, self.last_port)
+
+    @classmethod
+    def unpack(cls, data: Data) -> "MasqueradeSource":
+        """Reverse of ``pack``."""
+        return cls(*cls.FORMAT.unpack(data))
+
+
+@dataclass(frozen=True, slots=True)
+class NatEntry:
+    """struct nat_entry: nat: a pod's connection, seen from the endpoint as in ct, -> what it is
+    to the outside.
+    """
+
+    SIZE: ClassVar[int] = 24
+    FORMAT: ClassVar[struct.Struct] = struct.Struct("=16sIHH")
+    DTYPE = _Dtype(24, address=(("u1", 16), 0), seen=("u4", 16), port=("u2", 20), flags=("u2", 22))
+
+    address: bytes  # of the node
+    seen: int  # CLOCK_MONOTONIC_COARSE, s, of the last packet out
+    port: int  # network order; of ICMP queries the identifier
+    flags: int  # enum ct_flag, of packets out
+
+    def __post_init__(self) -> None:
+        _need("address", self.address, 16)
+
+    def pack(self) -> bytes:
+        """The bytes that the kernel sees."""
+        return self.FORMAT.pack(self.address, self.seen, self.port, self.flags)
+
+    @classmethod
+    def unpack(cls, data: Data) -> "NatEntry":
+        """Reverse of ``pack``."""
+        return cls(*cls.FORMAT.unpack(data))
+
+
+@dataclass(frozen=True, slots=True)
+class NatReverseKey:
+    """struct nat_reverse_key: nat_reverse: the same as the outside sees it -> whose it is."""
+
+    SIZE: ClassVar[int] = 40
+    FORMAT: ClassVar[struct.Struct] = struct.Struct("=16s16sHHB3x")
+    DTYPE = _Dtype(
+        40,
+        remote=(("u1", 16), 0),
+        address=(("u1", 16), 16),
+        remote_port=("u2", 32),
+        port=("u2", 34),
+        protocol=("u1", 36),
+    )
+
+    remote: bytes
+    address: bytes  # of the node
+    remote_port: int  # network order
+    port: int
+    protocol: int
+
+    def __post_init__(self) -> None:
+        _need("remote", self.remote, 16)
+        _need("address", self.address, 16)
+
+    def pack(self) -> bytes:
+        """The bytes that the kernel sees."""
+        return self.FORMAT.pack(
+            self.remote, self.address, self.remote_port, self.port, self.protocol
+        )
+
+    @classmethod
+    def unpack(cls, data: Data) -> "NatReverseKey":
+        """Reverse of ``pack``."""
+        return cls(*cls.FORMAT.unpack(data))
+
+
+@dataclass(frozen=True, slots=True)
+class NatOrigin:
+    """struct nat_origin."""
+
+    SIZE: ClassVar[int] = 28
+    FORMAT: ClassVar[struct.Struct] = struct.Struct("=16sIIHH")
+    DTYPE = _Dtype(
+        28,
+        address=(("u1", 16), 0),
+        endpoint=("u4", 16),
+        seen=("u4", 20),
+        port=("u2", 24),
+        flags=("u2", 26),
+    )
+
+    address: bytes  # of the pod
+    endpoint: int
+    seen: int
+    port: int
+    flags: int  # enum ct_flag, of packets back
+
+    def __post_init__(self) -> None:
+        _need("address", self.address, 16)
+
+    def pack(self) -> bytes:
+        """The bytes that the kernel sees."""
+        return self.FORMAT.pack(self.address, self.endpoint, self.seen, self.port, self.flags)
+
+    @classmethod
+    def unpack(cls, data: Data) -> "NatOrigin":
+        """Reverse of ``pack``."""
+        return cls(*cls.FORMAT.unpack(data))
+
+
+class RedirectMode(IntEnum):
+    """enum redirect_mode."""
+
+    REDIRECT_OFF = 0
+    REDIRECT_ON = 1  # sockets that never block in a call
+    REDIRECT_ALL = 2  # blocking ones too
+
+
+@dataclass(frozen=True, slots=True)
+class SocketEndpoint:
+    """struct socket_endpoint: socket_endpoints: endpoint id -> its sockets."""
+
+    SIZE: ClassVar[int] = 16
+    FORMAT: ClassVar[struct.Struct] = struct.Struct("=QI4x")
+    DTYPE = _Dtype(16, netns=("u8", 0), mode=("u4", 8))
+
+    netns: int  # cookie of its network namespace
+    mode: int  # enum redirect_mode
+
+    def pack(self) -> bytes:
+        """The bytes that the kernel sees."""
+        return self.FORMAT.pack(self.netns, self.mode)
+
+    @classmethod
+    def unpack(cls, data: Data) -> "SocketEndpoint":
+        """Reverse of ``pack``."""
+        return cls(*cls.FORMAT.unpack(data))
+
+
+@dataclass(frozen=True, slots=True)
+class RedirectConfig:
+    """struct redirect_config: redirect: one entry."""
+
+    SIZE: ClassVar[int] = 8
+    FORMAT: ClassVar[struct.Struct] = struct.Struct("=II")
+    DTYPE = _Dtype(8, enabled=("u4", 0), unread_max=("u4", 4))
+
+    enabled: int  # 0: every message goes through the stack
+    unread_max: int  # bytes that may wait in a receiver
+
+    def pack(self) -> bytes:
+        """The bytes that the kernel sees."""
+        return self.FORMAT.pack(self.enabled, self.unread_max)
+
+    @classmethod
+    def unpack(cls, data: Data) -> "RedirectConfig":
+        """Reverse of ``pack``."""
+        return cls(*cls.FORMAT.unpack(data))
+
+
+@dataclass(frozen=True, slots=True)
+class HandshakeKey:
+    """struct handshake_key: What the two ends of one TCP connection have in common, and nobody
+    else: the first sequence numbers, as chosen by both ends' kernel (RFC 9293, 3.4.1).
+    """
+
+    SIZE: ClassVar[int] = 8
+    FORMAT: ClassVar[struct.Struct] = struct.Struct("=II")
+    DTYPE = _Dtype(8, client=("u4", 0), server=("u4", 4))
+
+    client: int  # first sequence number of data, of who opened it
+    server: int
+
+    def pack(self) -> bytes:
+        """The bytes that the kernel sees."""
+        return self.FORMAT.pack(self.client, self.server)
+
+    @classmethod
+    def unpack(cls, data: Data) -> "HandshakeKey":
+        """Reverse of ``pack``."""
+        return cls(*cls.FORMAT.unpack(data))
+
+
+@dataclass(frozen=True, slots=True)
+class SocketKey:
+    """struct socket_key: sockets: SOCKHASH."""
+
+    SIZE: ClassVar[int] = 32
+    FORMAT: ClassVar[struct.Struct] = struct.Struct("=QQIII4x")
+    DTYPE = _Dtype(
+        32,
+        netns=("u8", 0),
+        far_netns=("u8", 8),
+        client=("u4", 16),
+        server=("u4", 20),
+        side=("u4", 24),
+    )
+
+    netns: int  # cookie of the socket's own namespace
+    far_netns: int  # of the other end's
+    client: int  # as struct handshake_key
+    server: int
+    side: int  # enum socket_side
+
+    def pack(self) -> bytes:
+        """The bytes that the kernel sees."""
+        return self.FORMAT.pack(self.netns, self.far_netns, self.client, self.server, self.side)
+
+    @classmethod
+    def unpack(cls, data: Data) -> "SocketKey":
+        """Reverse of ``pack``."""
+        return cls(*cls.FORMAT.unpack(data))
+
+
+class SocketSide(IntEnum):
+    """enum socket_side."""
+
+    SIDE_OPENED = 1  # connect
+    SIDE_ANSWERED = 2  # accept
+
+
+@dataclass(frozen=True, slots=True)
+class Handshake:
+    """struct handshake: handshakes: handshake_key -> what the opening end says of itself; the
+    other end, if it agrees, puts its own beside it.
+    """
+
+    SIZE: ClassVar[int] = 96
+    FORMAT: ClassVar[struct.Struct] = struct.Struct("=QQQQQQ16s16sHHIII")
+    DTYPE = _Dtype(
+        96,
+        netns=("u8", 0),
+        far_netns=("u8", 8),
+        socket=("u8", 16),
+        state=("u8", 24),
+        far_socket=("u8", 32),
+        far_state=("u8", 40),
+        source=(("u1", 16), 48),
+        destination=(("u1", 16), 64),
+        source_port=("u2", 80),
+        destination_port=("u2", 82),
+        endpoint=("u4", 84),
+        far_endpoint=("u4", 88),
+        far_port=("u4", 92),
+    )
+
+    netns: int
+    far_netns: int  # where it expects the other end
+    socket: int  # address of its struct sock
+    state: int  # of its struct socket_state
+    far_socket: int  # written last by the other end; 0: it did not agree
+    far_state: int
+    source: bytes  # as the opening end sees the connection
+    destination: bytes
+    source_port: int  # network order
+    destination_port: int
+    endpoint: int
+    far_endpoint: int
+    far_port: int  # host order, of the other end
+
+    def __post_init__(self) -> None:
+        _need("source", self.source, 16)
+        _need("destination", self.destination, 16)
+
+    def pack(self) -> bytes:
+        """The bytes that the kernel sees."""
+        return self.FORMAT.pack(
+            self.netns,
+            self.far_netns,
+            self.socket,
+            self.state,
+            self.far_socket,
+            self.far_state,
+            self.source,
+            self.destination,
+            self.source_port,
+            self.destination_port,
+            self.endpoint,
+            self.far_endpoint,
+            self.far_port,
+        )
+
+    @classmethod
+    def unpack(cls, data: Data) -> "Handshake":
+        """Reverse of ``pack``."""
+        return cls(*cls.FORMAT.unpack(data))
+
+
+@dataclass(frozen=True, slots=True)
+class ListenerKey:
+    """struct listener_key: listeners: how the sockets of a port have been used so far."""
+
+    SIZE: ClassVar[int] = 16
+    FORMAT: ClassVar[struct.Struct] = struct.Struct("=QHH4x")
+    DTYPE = _Dtype(16, netns=("u8", 0), port=("u2", 8), side=("u2", 10))
+
+    netns: int
+    port: int  # host order, of the answering side
+    side: int  # enum socket_side
+
+    def pack(self) -> bytes:
+        """The bytes that the kernel sees."""
+        return self.FORMAT.pack(self.netns, self.port, self.side)
+
+    @classmethod
+    def unpack(cls, data: Data) -> "ListenerKey":
+        """Reverse of ``pack``."""
+        return cls(*cls.FORMAT.unpack(data))
+
+
+class SocketUse(IntEnum):
+    """enum socket_use."""
+
+    USE_UNKNOWN = 0
+    USE_NEVER_BLOCKS = 1
+    USE_BLOCKS = 2
+    USE_SPLICES = 3
+    USE_ZEROCOPY = 4
+
+
+class RedirectState(IntEnum):
+    """enum redirect_state."""
+
+    REDIRECT_WAITING = 0  # nothing was sent yet
+    REDIRECT_DIRECT = 1
+    REDIRECT_STACK = 2
+    REDIRECT_LEARNING = 3  # not in the table; only looked at
+
+
+class StackReason(IntEnum):
+    """enum stack_reason: Why a message went through the stack."""
+
+    STACK_NONE = 0
+    STACK_DISABLED = 1
+    STACK_UNANSWERED = 2  # the other end did not agree, or not yet
+    STACK_BLOCKING = 3  # the receiver may block in a call
+    STACK_SPLICES = 4  # the receiver uses splice
+    STACK_POLICY = 5  # not allowed under the present epoch, as far as known
+    STACK_UNREAD = 6  # as much waits in the receiver as may
+    STACK_DRAINING = 7  # what went before is not consumed yet
+    STACK_GONE = 8  # the other end has left the table
+    STACK_UNKNOWN_USE = 9  # first connection to a port: it is looked at
+    STACK_REASONS = 16
+
+
+class SocketOutcome(IntEnum):
+    """enum socket_outcome: Why a connection of an endpoint with redirect on is none of ours;
+    index of the counters after those of enum stack_reason.
+    """
+
+    SOCKET_ENTERED = 0
+    SOCKET_FAR_AWAY = 1  # the other end is not on this node, or has it off
+    SOCKET_BLOCKING = 2
+    SOCKET_SPLICES = 3
+    SOCKET_DENIED = 4  # no tracked connection allows it
+    SOCKET_TABLE_FULL = 5
+    SOCKET_UNKNOWN_USE = 6  # first connection to a listener
+    SOCKET_REFUSED = 7  # the kernel does not take it
+    SOCKET_FORGED = 8  # an address that is not of its namespace
+    SOCKET_STUCK = 9  # splice met data that was redirected
+    SOCKET_INTERCEPTED = 10  # answered elsewhere than was thought
+    SOCKET_ZEROCOPY = 11  # completions are never told of what is redirected
+    SOCKET_OUTCOMES = 16
+
+
+class SocketCounter(IntEnum):
+    """enum socket_counter: socket_counters: per CPU, u64."""
+
+    SOCKETS_BY_STACK_REASON = 0  # messages, index: enum stack_reason
+    SOCKETS_BY_OUTCOME = 16  # connections' ends, index: enum socket_outcome
+    SOCKETS_FIRST_DIRECT = 32  # directions redirected from their first byte
+    SOCKETS_FIRST_STACK = 33  # directions that began on the stack
+    SOCKET_COUNTERS = 48
+
+
+class SocketFlag(IntEnum):
+    """enum socket_flag."""
+
+    SOCKET_MAY_BLOCK = 1  # mode REDIRECT_ALL: its use is not looked at
+    SOCKET_SPLICED = 2  # the application called splice on it
+    SOCKET_SAME_NETNS = 4  # both ends in one namespace: no policy between
+    SOCKET_LOOKS_ON = 8  # at how the other end, which is not in, is used
+    SOCKET_LEARNT = 16  # and has seen it
+    SOCKET_FAR_MAY_BLOCK = 32  # as found at the other end
+    SOCKET_FAR_SPLICES = 64
+    SOCKET_PARTED = 128  # its last message was redirected in part only, so far
+    SOCKET_IN_VAIN = 256  # splice found nothing though redirected bytes waited
+    SOCKET_USE_TOLD = 512  # how it is used itself was looked at
+
+
+@dataclass(frozen=True, slots=True)
+class SocketState:
+    """struct socket_state: socket_states: SK_STORAGE."""
+
+    SIZE: ClassVar[int] = 224
+    FORMAT: ClassVar[struct.Struct] = struct.Struct("=QQIIIIQQQQQQQQHHIIIIIQQQQQQQ16s16sHHIQ")
+    DTYPE = _Dtype(
+        224,
+        netns=("u8", 0),
+        far_netns=("u8", 8),
+        client=("u4", 16),
+        server=("u4", 20),
+        side=("u4", 24),
+        flags=("u4", 28),
+        far_socket=("u8", 32),
+        epoch=("u8", 40),
+        spliced=("u8", 48),
+        bytes=("u8", 56),
+        messages=("u8", 64),
+        read_messages=("u8", 72),
+        tick=("u8", 80),
+        refreshed=("u8", 88),
+        state=("u2", 96),
+        reason=("u2", 98),
+        endpoint=("u4", 100),
+        far_endpoint=("u4", 104),
+        identity=("u4", 108),
+        far_identity=("u4", 112),
+        far_port=("u4", 116),
+        far_state=("u8", 120),
+        far_file_flags=("u8", 128),
+        mark_messages=("u8", 136),
+        mark_bytes=("u8", 144),
+        stack_messages=("u8", 152),
+        told_bytes=("u8", 160),
+        told_messages=("u8", 168),
+        source=(("u1", 16), 176),
+        destination=(("u1", 16), 192),
+        source_port=("u2", 208),
+        destination_port=("u2", 210),
+        port=("u4", 212),
+        cookie=("u8", 216),
+    )
+
+    netns: int  # Its own key in `sockets`, field by field
+    far_netns: int
+    client: int
+    server: int
+    side: int
+    flags: int  # enum socket_flag
+    far_socket: int  # 0: not known (yet)
+    epoch: int  # under which the connection was found allowed
+    spliced: int  # the count of `spliced` when its receiver was looked at
+    bytes: int  # sent and redirected
+    messages: int
+    read_messages: int  # of them: known to be read by the other end
+    tick: int  # of the kernel, at the last redirected message
+    refreshed: int  # CLOCK_MONOTONIC_COARSE, ns: when its entries in ct were touched
+    state: int  # enum redirect_state
+    reason: int  # enum stack_reason
+    endpoint: int
+    far_endpoint: int
+    identity: int  # when the connection was opened
+    far_identity: int
+    far_port: int  # host order: where the other end listened
+    far_state: int
+    far_file_flags: int  # address of f_flags; 0: not accepted yet
+    mark_messages: int  # A place in what it sent, of which it is not known yet to be read
+    mark_bytes: int
+    stack_messages: int
+    told_bytes: int  # of bytes, already added to `socket_traffic`
+    told_messages: int
+    source: builtins.bytes  # as the opening end sees the connection
+    destination: builtins.bytes
+    source_port: int  # network order
+    destination_port: int
+    port: int  # host order, in `listeners`: listened at, or dialled
+    cookie: int  # SO_COOKIE
+
+    def __post_init__(self) -> None:
+        _need("source", self.source, 16)
+        _need("destination", self.destination, 16)
+
+    def pack(self) -> builtins.bytes:
+        """The bytes that the kernel sees."""
+        return self.FORMAT.pack(
+            self.netns,
+            self.far_netns,
+            self.client,
+            self.server,
+            self.side,
+            self.flags,
+            self.far_socket,
+            self.epoch,
+            self.spliced,
+            self.bytes,
+            self.messages,
+            self.read_messages,
+            self.tick,
+            self.refreshed,
+            self.state,
+            self.reason,
+            self.endpoint,
+            self.far_endpoint,
+            self.identity,
+            self.far_identity,
+            self.far_port,
+            self.far_state,
+            self.far_file_flags,
+            self.mark_messages,
+            self.mark_bytes,
+            self.stack_messages,
+            self.told_bytes,
+            self.told_messages,
+            self.source,
+            self.destination,
+            self.source_port,
+            self.destination_port,
+            self.port,
+            self.cookie,
+        )
+
+    @classmethod
+    def unpack(cls, data: Data) -> "SocketState":
+        """Reverse of ``pack``."""
+        return cls(*cls.FORMAT.unpack(data))
+
+
+@dataclass(frozen=True, slots=True)
+class SocketTrafficKey:
+    """struct socket_traffic_key: socket_traffic: what was redirected between two identities."""
+
+    SIZE: ClassVar[int] = 8
+    FORMAT: ClassVar[struct.Struct] = struct.Struct("=II")
+    DTYPE = _Dtype(8, source_identity=("u4", 0), destination_identity=("u4", 4))
+
+    source_identity: int
+    destination_identity: int
+
+    def pack(self) -> bytes:
+        """The bytes that the kernel sees."""
+        return self.FORMAT.pack(self.source_identity, self.destination_identity)
+
+    @classmethod
+    def unpack(cls, data: Data) -> "SocketTrafficKey":
+        """Reverse of ``pack``."""
+        return cls(*cls.FORMAT.unpack(data))
+
+
+@dataclass(frozen=True, slots=True)
+class SocketTraffic:
+    """struct socket_traffic."""
+
+    SIZE: ClassVar[int] = 24
+    FORMAT: ClassVar[struct.Struct] = struct.Struct("=QQQ")
+    DTYPE = _Dtype(24, bytes=("u8", 0), messages=("u8", 8), connections=("u8", 16))
+
+    bytes: int
+    messages: int
+    connections: int  # ends that have closed
+
+    def pack(self) -> builtins.bytes:
+        """The bytes that the kernel sees."""
+        return self.FORMAT.pack(self.bytes, self.messages, self.connections)
+
+    @classmethod
+    def unpack(cls, data: Data) -> "SocketTraffic":
+        """Reverse of ``pack``."""
+        return cls(*cls.FORMAT.unpack(data))
+
+
 class Direction(IntEnum):
     """enum direction."""
 
@@ -582,14 +1288,23 @@ class DropReason(IntEnum):
     DROP_INVALID_PACKET = 134
     DROP_CT_INVALID_HEADER = 135
     DROP_UNSUPPORTED_L3 = 139
+    DROP_WRITE_FAILED = 141
+    DROP_TUNNEL_KEY = 147
+    DROP_NO_LOCAL_ENDPOINT = 152
     DROP_CT_INSERTION_FAILED = 155
     DROP_INVALID_EXTENSION_HEADER = 156
+    DROP_NO_TUNNEL = 160
     DROP_NO_ENDPOINT_POLICY = 165
+    DROP_NAT_NO_MAPPING = 167
+    DROP_NAT_UNSUPPORTED_PROTOCOL = 168
     DROP_FIB_LOOKUP_FAILED = 169
+    DROP_INVALID_IDENTITY = 171
+    DROP_UNKNOWN_SENDER = 172
     DROP_FRAGMENT_NOT_FOUND = 175
     DROP_FORBIDDEN_ICMP6 = 176
     DROP_POLICY_DENY_RULE = 181
     DROP_VLAN_FILTERED = 182
+    DROP_INVALID_VNI = 183
     DROP_ENDPOINT_NOT_READY = 203
 
 
@@ -627,6 +1342,9 @@ class Counter(IntEnum):
     COUNTER_CT_OVERFLOW = 1  # new connections kept in the overflow table
     COUNTER_CT_CREATED = 2
     COUNTER_CT_REVALIDATED = 3
+    COUNTER_NAT_CREATED = 4
+    COUNTER_NAT_EXHAUSTED = 5  # no free port was found
+    COUNTER_NAT_FULL = 6  # no room in the table
     COUNTERS = 8
 
 
@@ -644,9 +1362,12 @@ class Observation(IntEnum):
     OBSERVE_TO_ENDPOINT = 0
     OBSERVE_TO_HOST = 2
     OBSERVE_TO_STACK = 3
+    OBSERVE_TO_OVERLAY = 4
     OBSERVE_FROM_ENDPOINT = 5
+    OBSERVE_FROM_OVERLAY = 9
     OBSERVE_FROM_NETWORK = 10
     OBSERVE_TO_NETWORK = 11
+    OBSERVE_TO_SOCKET = 64  # ours: from here on from socket to socket
 
 
 class EventFlag(IntEnum):
@@ -759,7 +1480,7 @@ class ScratchSize(IntEnum):
     the programs' own (bpf/lib/scratch.h).
     """
 
-    SCRATCH_BYTES = 512
+    SCRATCH_BYTES = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -767,16 +1488,19 @@ class Config:
     """struct config: config: one entry."""
 
     SIZE: ClassVar[int] = 16
-    FORMAT: ClassVar[struct.Struct] = struct.Struct("=III4x")
-    DTYPE = _Dtype(16, probe_mark=("u4", 0), probe_priority=("u4", 4), trace=("u4", 8))
+    FORMAT: ClassVar[struct.Struct] = struct.Struct("=IIII")
+    DTYPE = _Dtype(
+        16, probe_mark=("u4", 0), probe_priority=("u4", 4), trace=("u4", 8), tunnel_port=("u4", 12)
+    )
 
     probe_mark: int  # never 0
     probe_priority: int
     trace: int  # 1: events for new connections and allowed verdicts too
+    tunnel_port: int  # UDP, network order; 0: there is no tunnel
 
     def pack(self) -> bytes:
         """The bytes that the kernel sees."""
-        return self.FORMAT.pack(self.probe_mark, self.probe_priority, self.trace)
+        return self.FORMAT.pack(self.probe_mark, self.probe_priority, self.trace, self.tunnel_port)
 
     @classmethod
     def unpack(cls, data: Data) -> "Config":

@@ -29,6 +29,7 @@ class MapType(IntEnum):
     LRU_HASH = 9
     LPM_TRIE = 11
     SOCKHASH = 18
+    SK_STORAGE = 24
     RINGBUF = 27
 
     @property
@@ -131,8 +132,10 @@ class MapSpec(Generic[K, V]):
     version: int = 1
 
     def __post_init__(self) -> None:
-        if not self.name.isidentifier() or self.version < 1 or self.max_entries < 1:
+        if not self.name.isidentifier() or self.version < 1 or self.max_entries < 0:
             raise ValueError(f"map {self.name!r}: name, version and size must be usable")
+        if (self.max_entries == 0) is not (self.type is MapType.SK_STORAGE):
+            raise ValueError(f"map {self.name!r}: a size belongs to all but storage in sockets")
         power = self.max_entries & (self.max_entries - 1) == 0
         if self.type is MapType.RINGBUF and (not power or self.max_entries % 4096):
             raise ValueError(
@@ -154,12 +157,37 @@ class MapSpec(Generic[K, V]):
 CONFIG: Final = MapSpec("config", MapType.ARRAY, U32, layouts.Config, 1, Writer.AGENT)
 # The node-wide policy epoch: never goes back.
 EPOCH: Final = MapSpec("epoch", MapType.ARRAY, U32, U64, 1, Writer.AGENT)
-DEVICES: Final = MapSpec("devices", MapType.HASH, U32, layouts.Device, 4096, Writer.AGENT)
+# The three that each new connection looks into take memory as entries come: it is then in huge
+# pages, where a look-up at random misses the TLB less than in what is set aside beforehand.
+DEVICES: Final = MapSpec(
+    "devices",
+    MapType.HASH,
+    U32,
+    layouts.Device,
+    4096,
+    Writer.AGENT,
+    MapFlag.NO_PREALLOC,
+    version=2,
+)
 ADDRESSES: Final = MapSpec(
-    "addresses", MapType.HASH, ADDRESS, layouts.LocalAddress, 16384, Writer.AGENT
+    "addresses",
+    MapType.HASH,
+    ADDRESS,
+    layouts.LocalAddress,
+    16384,
+    Writer.AGENT,
+    MapFlag.NO_PREALLOC,
+    version=2,
 )
 ENDPOINTS: Final = MapSpec(
-    "endpoints", MapType.HASH, U32, layouts.EndpointPolicy, 4096, Writer.AGENT
+    "endpoints",
+    MapType.HASH,
+    U32,
+    layouts.EndpointPolicy,
+    4096,
+    Writer.AGENT,
+    MapFlag.NO_PREALLOC,
+    version=2,
 )
 # An LPM trie takes memory as entries come, and the kernel demands NO_PREALLOC of it.
 PEERS: Final = MapSpec(
@@ -168,6 +196,16 @@ PEERS: Final = MapSpec(
     layouts.PeerKey,
     layouts.Peer,
     524288,
+    Writer.AGENT,
+    MapFlag.NO_PREALLOC,
+)
+# Two pod CIDRs and a few addresses for each of thousands of nodes.
+TUNNELS: Final = MapSpec(
+    "tunnels",
+    MapType.LPM_TRIE,
+    layouts.PeerKey,
+    layouts.Tunnel,
+    65536,
     Writer.AGENT,
     MapFlag.NO_PREALLOC,
 )
@@ -187,6 +225,46 @@ CT: Final = MapSpec("ct", MapType.HASH, layouts.CtKey, layouts.CtEntry, 262144, 
 CT_OVERFLOW: Final = MapSpec(
     "ct_overflow", MapType.LRU_HASH, layouts.CtKey, layouts.CtEntry, 16384, Writer.PROGRAMS
 )
+# Not LRU either, and without an overflow table: the two entries of a connection must go together,
+# which an eviction knows nothing of. A full table refuses new connections; old ones stay.
+# Memory is taken as entries come, for not every node masquerades.
+NAT: Final = MapSpec(
+    "nat",
+    MapType.HASH,
+    layouts.CtKey,
+    layouts.NatEntry,
+    65536,
+    Writer.PROGRAMS,
+    MapFlag.NO_PREALLOC,
+)
+NAT_REVERSE: Final = MapSpec(
+    "nat_reverse",
+    MapType.HASH,
+    layouts.NatReverseKey,
+    layouts.NatOrigin,
+    131072,
+    Writer.PROGRAMS,
+    MapFlag.NO_PREALLOC,
+)
+MASQUERADE: Final = MapSpec(
+    "masquerade",
+    MapType.HASH,
+    layouts.MasqueradeKey,
+    layouts.MasqueradeSource,
+    256,
+    Writer.AGENT,
+)
+# A table of its own and no flag of `peers`: it has an entry for each node and not for each address,
+# so the walk is short; and a change of it is none of policy, so it moves no epoch.
+MASQUERADE_EXCLUDE: Final = MapSpec(
+    "masquerade_exclude",
+    MapType.LPM_TRIE,
+    layouts.PeerKey,
+    U32,
+    131072,
+    Writer.AGENT,
+    MapFlag.NO_PREALLOC,
+)
 FRAGMENTS: Final = MapSpec(
     "fragments", MapType.LRU_HASH, layouts.FragmentKey, layouts.Fragment, 8192, Writer.PROGRAMS
 )
@@ -201,7 +279,8 @@ METRICS: Final = MapSpec(
 COUNTERS: Final = MapSpec(
     "counters", MapType.PERCPU_ARRAY, U32, U64, layouts.Counter.COUNTERS, Writer.PROGRAMS
 )
-# Working memory of one program run.
+# Working memory of one program run, and a clock that lasts from run to run: a layout with something
+# else in its place is another version.
 SCRATCH: Final = MapSpec(
     "scratch",
     MapType.PERCPU_ARRAY,
@@ -209,8 +288,66 @@ SCRATCH: Final = MapSpec(
     Octets(layouts.ScratchSize.SCRATCH_BYTES),
     1,
     Writer.PROGRAMS,
+    version=3,
 )
 EVENTS: Final = MapSpec("events", MapType.RINGBUF, NOTHING, NOTHING, 4 << 20, Writer.PROGRAMS)
+# Whose sockets take part in redirecting: nothing is in these while it is off.
+NAMESPACES: Final = MapSpec(
+    "namespaces", MapType.HASH, U64, U32, 4096, Writer.AGENT, MapFlag.NO_PREALLOC
+)
+SOCKET_ENDPOINTS: Final = MapSpec(
+    "socket_endpoints",
+    MapType.HASH,
+    U32,
+    layouts.SocketEndpoint,
+    4096,
+    Writer.AGENT,
+    MapFlag.NO_PREALLOC,
+)
+REDIRECT: Final = MapSpec("redirect", MapType.ARRAY, U32, layouts.RedirectConfig, 1, Writer.AGENT)
+# Two for each connection. A full table refuses new ones, which then go by the stack.
+SOCKETS: Final = MapSpec(
+    "sockets", MapType.SOCKHASH, layouts.SocketKey, U64, 131072, Writer.PROGRAMS
+)
+# Each lives from the answer to a SYN to the first message of who sent it.
+HANDSHAKES: Final = MapSpec(
+    "handshakes",
+    MapType.LRU_HASH,
+    layouts.HandshakeKey,
+    layouts.Handshake,
+    16384,
+    Writer.PROGRAMS,
+)
+LISTENERS: Final = MapSpec(
+    "listeners", MapType.LRU_HASH, layouts.ListenerKey, U32, 8192, Writer.PROGRAMS
+)
+# Goes with the socket. The kernel demands NO_PREALLOC, and no size.
+SOCKET_STATES: Final = MapSpec(
+    "socket_states",
+    MapType.SK_STORAGE,
+    U32,
+    layouts.SocketState,
+    0,
+    Writer.PROGRAMS,
+    MapFlag.NO_PREALLOC,
+)
+SPLICED: Final = MapSpec("spliced", MapType.ARRAY, U32, U64, 1, Writer.PROGRAMS)
+SOCKET_COUNTERS: Final = MapSpec(
+    "socket_counters",
+    MapType.PERCPU_ARRAY,
+    U32,
+    U64,
+    layouts.SocketCounter.SOCKET_COUNTERS,
+    Writer.PROGRAMS,
+)
+SOCKET_TRAFFIC: Final = MapSpec(
+    "socket_traffic",
+    MapType.HASH,
+    layouts.SocketTrafficKey,
+    layouts.SocketTraffic,
+    16384,
+    Writer.PROGRAMS,
+)
 NUMBERS: Final = MapSpec(
     "numbers",
     MapType.HASH,
@@ -230,18 +367,41 @@ SPECS: Final[Mapping[str, MapSpec[Any, Any]]] = {
         ADDRESSES,
         ENDPOINTS,
         PEERS,
+        TUNNELS,
         POLICY,
         CT,
         CT_OVERFLOW,
+        NAT,
+        NAT_REVERSE,
+        MASQUERADE,
+        MASQUERADE_EXCLUDE,
         FRAGMENTS,
         METRICS,
         COUNTERS,
         SCRATCH,
         EVENTS,
+        NAMESPACES,
+        SOCKET_ENDPOINTS,
         NUMBERS,
     )
 }
-"""Every map, by name, with its default size."""
+"""Every map of the packets' way, by name, with its default size."""
+
+SOCKET_SPECS: Final[Mapping[str, MapSpec[Any, Any]]] = {
+    spec.name: spec
+    for spec in (
+        REDIRECT,
+        SOCKETS,
+        HANDSHAKES,
+        LISTENERS,
+        SOCKET_STATES,
+        SPLICED,
+        SOCKET_COUNTERS,
+        SOCKET_TRAFFIC,
+    )
+}
+"""Those of socket redirect, which are there only while it is on. They are made and given up
+together: sockets keep the programs, and so the maps, that they were entered with."""
 
 
 class UnknownMap(KeyError):

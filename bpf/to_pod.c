@@ -59,7 +59,7 @@ int to_pod(struct __sk_buff *ctx)
 	in->is.flags = CT_VIA_STACK;
 	report = &scratch->told[TOLD_END];
 	report->direction = DIRECTION_INGRESS;
-	in->now = coarse_seconds();
+	in->now = coarse_seconds(&scratch->clock);
 	device = find_device(CTX_LOAD(ctx, ifindex));
 	if (!device) {
 		reason = DROP_ENDPOINT_NOT_READY;
@@ -104,14 +104,9 @@ int to_pod(struct __sk_buff *ctx)
 		return answer_probe(ctx, NULL, in, reason);
 	if (unlikely(reason))
 		goto refuse;
-	reason = commit(ctx, p, in, entry, epoch);
-	if (unlikely(reason))
-		goto refuse;
-	if (unlikely(p->fragment == FRAGMENT_FIRST && p->icmp != ICMP_ERROR))
-		remember_fragment(ctx, p, 1);
-	count_packet(ctx, DIRECTION_INGRESS, REASON_FORWARDED);
-	scratch->observation = OBSERVE_TO_ENDPOINT;
-	goto end;
+	reason = let_in(ctx, scratch, p, in, entry, epoch, 1);
+	if (likely(!reason))
+		goto end;
 
 refuse:
 	if (unlikely(scratch->probe))

@@ -26,6 +26,8 @@ INLINE struct ct_entry *ct_adopt(struct ct_key *key)
 	if (!former)
 		return NULL;
 	__builtin_memcpy(&entry, former, CT_COMMON_BYTES);
+	/* So that the far end's entry is looked at and comes over too. */
+	entry.verdict &= ~(1ULL << CT_VOUCHED_BIT);
 	bpf_map_update_elem(MAP(CT_FD), key, &entry, BPF_NOEXIST);
 	ours = bpf_map_lookup_elem(MAP(CT_FD), key);
 	if (ours)

@@ -37,7 +37,6 @@ INLINE void tell(struct __sk_buff *ctx, struct scratch *scratch, int reason)
 {
 	struct report *end = &scratch->told[TOLD_END];
 	const struct passage *last;
-	struct config *config;
 	bool trace;
 	int i;
 
@@ -60,8 +59,7 @@ INLINE void tell(struct __sk_buff *ctx, struct scratch *scratch, int reason)
 		return;
 	note_verdict(&scratch->told[TOLD_SENDER], &scratch->out);
 	note_verdict(&scratch->told[TOLD_RECEIVER], &scratch->in);
-	config = configuration();
-	trace = config && config->trace;
+	trace = configuration()->trace;
 	forget_values();
 #pragma clang loop unroll(disable)
 	for (i = 0; i < TOLD; i++) {
@@ -71,6 +69,22 @@ INLINE void tell(struct __sk_buff *ctx, struct scratch *scratch, int reason)
 			emit(ctx, &scratch->packet, r);
 	}
 	forget_values();
+}
+
+/* The pod's policy allows the packet: its connection is written down, and it
+ * counts as forwarded. Returns 0 or the drop reason.
+ */
+INLINE int let_in(struct __sk_buff *ctx, struct scratch *scratch, const struct packet *p,
+		  struct passage *in, struct ct_entry *entry, __u64 epoch, __u8 direction)
+{
+	int reason = commit(ctx, p, in, entry, epoch);
+
+	if (unlikely(reason))
+		return reason;
+	remember_first(ctx, p, direction);
+	count_packet(ctx, DIRECTION_INGRESS, REASON_FORWARDED);
+	scratch->observation = OBSERVE_TO_ENDPOINT;
+	return 0;
 }
 
 /* Straight into the pod's namespace. The frame gets the addresses that it

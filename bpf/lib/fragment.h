@@ -69,3 +69,12 @@ INLINE void remember_fragment(struct __sk_buff *ctx, const struct packet *p, __u
 	fragment_key_of(ctx, &key, p, direction);
 	bpf_map_update_elem(MAP(FRAGMENTS_FD), &key, &first, BPF_ANY);
 }
+
+/* The same, where the packet may be something else. What an ICMP error quotes
+ * has no ports of its own.
+ */
+INLINE void remember_first(struct __sk_buff *ctx, const struct packet *p, __u8 direction)
+{
+	if (unlikely(p->fragment == FRAGMENT_FIRST && p->icmp != ICMP_ERROR))
+		remember_fragment(ctx, p, direction);
+}

@@ -141,6 +141,33 @@ enum reserved_rule {
 	RULE_CONTROL = 7, /* neighbour discovery, ARP, MLD */
 };
 
+/* ---- other nodes ----------------------------------------------------- */
+
+/* tunnels: longest-prefix table with peer_key, addresses of other nodes and of
+ * their pods -> the node. What it holds may only come from there.
+ */
+struct tunnel {
+	/* Outer address of that node; all zero: no tunnel, along the route. */
+	struct address remote;
+	struct address local; /* of this node, towards it */
+	__u32 ifindex; /* of the tunnel's device; 0: there is none now */
+	__u32 flags; /* enum tunnel_flag */
+};
+
+enum tunnel_flag {
+	/* An address that the node may send from, but perhaps not be reached
+	 * at: a cloud may translate it.
+	 */
+	TUNNEL_SOURCE_ONLY = 1,
+};
+
+/* The identity travels as the network identifier (VNI), which has 24 bits; what
+ * does not fit in these is local to its node and never sent.
+ */
+enum tunnel_limit {
+	TUNNEL_VNI_MAX = 65535,
+};
+
 /* ---- connection tracking --------------------------------------------- */
 
 /* ct: one entry per endpoint and connection, seen from the endpoint, so that
@@ -165,7 +192,11 @@ enum ct_flag {
 	CT_FIN_ORIGINAL = 8,
 	CT_FIN_REPLY = 16,
 	CT_RST = 32,
-	CT_DENIED = 64, /* what the verdict was, looked up again under this epoch */
+	/* Straight between two pods of this node: each end's entry counts what
+	 * its own pod sent, and no packet twice.
+	 */
+	CT_LOCAL = 64,
+	CT_TUNNEL = 128, /* from or to another node, through the tunnel */
 };
 
 /* Who sent the packets that opened an ingress connection. The packet's way
@@ -177,14 +208,39 @@ enum origin {
 	ORIGIN_NODE = 0x7fffffff, /* the node's own stack */
 };
 
+/* With this bit the origin is another node's tunnel, and the low 16 bits are
+ * the identity that it gave the sender.
+ */
+enum origin_bit {
+	ORIGIN_TUNNEL_BIT = 31,
+};
+
+/* The verdict in one word, so that no reader sees half of a change: the policy
+ * epoch that it was read under and these bits.
+ */
+enum ct_verdict_bit {
+	CT_VOUCHED_BIT = 62, /* the policy at the far end allows it too */
+	CT_DENIED_BIT = 63,
+};
+
+/* How old the far end's entry of a connection within the node may look, in bits
+ * of seconds: the first packet in each slot of that length tells it.
+ */
+enum ct_told {
+	CT_TOLD_BITS = 4,
+};
+
 struct ct_entry {
-	__u64 epoch; /* policy epoch that the verdict was read under */
+	__u64 verdict; /* epoch and enum ct_verdict_bit */
 	__u32 seen; /* CLOCK_MONOTONIC_COARSE, s, of the last packet */
 	__u32 flags; /* enum ct_flag */
 	__u64 bytes[2]; /* original direction, reply direction */
 	__u32 packets[2]; /* the same; they wrap around */
 	__u32 rule; /* that allowed it */
-	__u32 origin; /* ingress: enum origin or an endpoint id */
+	/* ingress: who opened it, enum origin or an endpoint id; egress: the
+	 * endpoint that the verdict vouches for
+	 */
+	__u32 far_end;
 };
 
 /* fragments: what the first fragment said, for those that follow. */
@@ -207,6 +263,264 @@ struct fragment {
 	__u8 protocol;
 };
 
+/* ---- masquerading ---------------------------------------------------- */
+
+/* masquerade: what pods look like to the outside on the way out by an uplink.
+ * Without an entry nothing of theirs leaves that way, but for destinations in
+ * masquerade_exclude.
+ */
+struct masquerade_key {
+	__u32 ifindex;
+	__u32 family; /* 4, 6 */
+};
+
+struct masquerade_source {
+	struct address address; /* of the node */
+	__u32 seed; /* of the choice of ports, so that nobody can guess them */
+	__u16 first_port; /* host order */
+	__u16 last_port;
+};
+
+/* nat: a pod's connection, seen from the endpoint as in ct, -> what it is to the
+ * outside. Made and touched by what goes out. There is an entry of nat_reverse
+ * for each one; it is made first and removed last.
+ */
+struct nat_entry {
+	struct address address; /* of the node */
+	__u32 seen; /* CLOCK_MONOTONIC_COARSE, s, of the last packet out */
+	__u16 port; /* network order; of ICMP queries the identifier */
+	__u16 flags; /* enum ct_flag, of packets out */
+};
+
+/* nat_reverse: the same as the outside sees it -> whose it is. Touched by what
+ * comes back.
+ */
+struct nat_reverse_key {
+	struct address remote;
+	struct address address; /* of the node */
+	__u16 remote_port; /* network order */
+	__u16 port;
+	__u8 protocol;
+	__u8 pad[3];
+};
+
+struct nat_origin {
+	struct address address; /* of the pod */
+	__u32 endpoint;
+	__u32 seen;
+	__u16 port;
+	__u16 flags; /* enum ct_flag, of packets back */
+};
+
+/* ---- socket redirect ------------------------------------------------- */
+
+enum redirect_mode {
+	REDIRECT_OFF = 0,
+	REDIRECT_ON = 1, /* sockets that never block in a call */
+	REDIRECT_ALL = 2, /* blocking ones too */
+};
+
+/* namespaces: network namespace cookie -> the endpoint whose namespace it is,
+ * as CNI found it. A namespace that a process in a pod made for itself is not
+ * here, whatever addresses it gives itself.
+ */
+
+/* socket_endpoints: endpoint id -> its sockets. */
+struct socket_endpoint {
+	__u64 netns; /* cookie of its network namespace */
+	__u32 mode; /* enum redirect_mode */
+	__u32 pad;
+};
+
+/* redirect: one entry. */
+struct redirect_config {
+	__u32 enabled; /* 0: every message goes through the stack */
+	__u32 unread_max; /* bytes that may wait in a receiver */
+};
+
+/* spliced: one u64, counted up whenever a socket was seen to be read by splice,
+ * so that senders need not look at each receiver for each message.
+ */
+
+/* What the two ends of one TCP connection have in common, and nobody else: the
+ * first sequence numbers, as chosen by both ends' kernel (RFC 9293, 3.4.1).
+ */
+struct handshake_key {
+	__u32 client; /* first sequence number of data, of who opened it */
+	__u32 server;
+};
+
+/* sockets: SOCKHASH. Neither address nor port: with translation on the way the
+ * two ends see different ones, and a process can claim any.
+ */
+struct socket_key {
+	__u64 netns; /* cookie of the socket's own namespace */
+	__u64 far_netns; /* of the other end's */
+	__u32 client; /* as struct handshake_key */
+	__u32 server;
+	__u32 side; /* enum socket_side */
+	__u32 pad;
+};
+
+enum socket_side {
+	SIDE_OPENED = 1, /* connect */
+	SIDE_ANSWERED = 2, /* accept */
+};
+
+/* handshakes: handshake_key -> what the opening end says of itself; the other
+ * end, if it agrees, puts its own beside it. The opening end reads it at its
+ * first message. Addresses of kernel memory are read with
+ * bpf_probe_read_kernel, so stale ones do no harm.
+ */
+struct handshake {
+	__u64 netns;
+	__u64 far_netns; /* where it expects the other end */
+	__u64 socket; /* address of its struct sock */
+	__u64 state; /* of its struct socket_state */
+	__u64 far_socket; /* written last by the other end; 0: it did not agree */
+	__u64 far_state;
+	struct address source; /* as the opening end sees the connection */
+	struct address destination;
+	__u16 source_port; /* network order */
+	__u16 destination_port;
+	__u32 endpoint;
+	__u32 far_endpoint;
+	__u32 far_port; /* host order, of the other end */
+};
+
+/* listeners: how the sockets of a port have been used so far. */
+struct listener_key {
+	__u64 netns;
+	__u16 port; /* host order, of the answering side */
+	__u16 side; /* enum socket_side */
+	__u32 pad;
+};
+
+enum socket_use {
+	USE_UNKNOWN = 0,
+	USE_NEVER_BLOCKS = 1,
+	USE_BLOCKS = 2,
+	USE_SPLICES = 3,
+	USE_ZEROCOPY = 4,
+};
+
+enum redirect_state {
+	REDIRECT_WAITING = 0, /* nothing was sent yet */
+	REDIRECT_DIRECT = 1,
+	REDIRECT_STACK = 2,
+	REDIRECT_LEARNING = 3, /* not in the table; only looked at */
+};
+
+/* Why a message went through the stack. */
+enum stack_reason {
+	STACK_NONE = 0,
+	STACK_DISABLED = 1,
+	STACK_UNANSWERED = 2, /* the other end did not agree, or not yet */
+	STACK_BLOCKING = 3, /* the receiver may block in a call */
+	STACK_SPLICES = 4, /* the receiver uses splice */
+	STACK_POLICY = 5, /* not allowed under the present epoch, as far as known */
+	STACK_UNREAD = 6, /* as much waits in the receiver as may */
+	STACK_DRAINING = 7, /* what went before is not consumed yet */
+	STACK_GONE = 8, /* the other end has left the table */
+	STACK_UNKNOWN_USE = 9, /* first connection to a port: it is looked at */
+	STACK_REASONS = 16,
+};
+
+/* Why a connection of an endpoint with redirect on is none of ours; index of
+ * the counters after those of enum stack_reason.
+ */
+enum socket_outcome {
+	SOCKET_ENTERED = 0,
+	SOCKET_FAR_AWAY = 1, /* the other end is not on this node, or has it off */
+	SOCKET_BLOCKING = 2,
+	SOCKET_SPLICES = 3,
+	SOCKET_DENIED = 4, /* no tracked connection allows it */
+	SOCKET_TABLE_FULL = 5,
+	SOCKET_UNKNOWN_USE = 6, /* first connection to a listener */
+	SOCKET_REFUSED = 7, /* the kernel does not take it */
+	SOCKET_FORGED = 8, /* an address that is not of its namespace */
+	SOCKET_STUCK = 9, /* splice met data that was redirected */
+	SOCKET_INTERCEPTED = 10, /* answered elsewhere than was thought */
+	SOCKET_ZEROCOPY = 11, /* completions are never told of what is redirected */
+	SOCKET_OUTCOMES = 16,
+};
+
+/* socket_counters: per CPU, u64. */
+enum socket_counter {
+	SOCKETS_BY_STACK_REASON = 0, /* messages, index: enum stack_reason */
+	SOCKETS_BY_OUTCOME = 16, /* connections' ends, index: enum socket_outcome */
+	SOCKETS_FIRST_DIRECT = 32, /* directions redirected from their first byte */
+	SOCKETS_FIRST_STACK = 33, /* directions that began on the stack */
+	SOCKET_COUNTERS = 48,
+};
+
+enum socket_flag {
+	SOCKET_MAY_BLOCK = 1, /* mode REDIRECT_ALL: its use is not looked at */
+	SOCKET_SPLICED = 2, /* the application called splice on it */
+	SOCKET_SAME_NETNS = 4, /* both ends in one namespace: no policy between */
+	SOCKET_LOOKS_ON = 8, /* at how the other end, which is not in, is used */
+	SOCKET_LEARNT = 16, /* and has seen it */
+	SOCKET_FAR_MAY_BLOCK = 32, /* as found at the other end */
+	SOCKET_FAR_SPLICES = 64,
+	SOCKET_PARTED = 128, /* its last message was redirected in part only, so far */
+	SOCKET_IN_VAIN = 256, /* splice found nothing though redirected bytes waited */
+	SOCKET_USE_TOLD = 512, /* how it is used itself was looked at */
+};
+
+/* socket_states: SK_STORAGE. One end of a connection, and what it sent. What each
+ * message needs comes first, in two lines of the cache.
+ */
+struct socket_state {
+	/* Its own key in `sockets`, field by field. */
+	__u64 netns;
+	__u64 far_netns;
+	__u32 client;
+	__u32 server;
+	__u32 side;
+	__u32 flags; /* enum socket_flag */
+	__u64 far_socket; /* 0: not known (yet) */
+	__u64 epoch; /* under which the connection was found allowed */
+	__u64 spliced; /* the count of `spliced` when its receiver was looked at */
+	__u64 bytes; /* sent and redirected */
+	__u64 messages;
+	__u64 read_messages; /* of them: known to be read by the other end */
+	__u64 tick; /* of the kernel, at the last redirected message */
+	__u64 refreshed; /* CLOCK_MONOTONIC_COARSE, ns: when its entries in ct were touched */
+	__u16 state; /* enum redirect_state */
+	__u16 reason; /* enum stack_reason */
+	__u32 endpoint;
+	__u32 far_endpoint;
+	__u32 identity; /* when the connection was opened */
+	__u32 far_identity;
+	__u32 far_port; /* host order: where the other end listened */
+	__u64 far_state;
+	__u64 far_file_flags; /* address of f_flags; 0: not accepted yet */
+	/* A place in what it sent, of which it is not known yet to be read. */
+	__u64 mark_messages;
+	__u64 mark_bytes;
+	__u64 stack_messages;
+	__u64 told_bytes; /* of bytes, already added to `socket_traffic` */
+	__u64 told_messages;
+	struct address source; /* as the opening end sees the connection */
+	struct address destination;
+	__u16 source_port; /* network order */
+	__u16 destination_port;
+	__u32 port; /* host order, in `listeners`: listened at, or dialled */
+	__u64 cookie; /* SO_COOKIE */
+};
+
+/* socket_traffic: what was redirected between two identities. */
+struct socket_traffic_key {
+	__u32 source_identity;
+	__u32 destination_identity;
+};
+
+struct socket_traffic {
+	__u64 bytes;
+	__u64 messages;
+	__u64 connections; /* ends that have closed */
+};
+
 /* ---- telemetry ------------------------------------------------------- */
 
 enum direction {
@@ -224,14 +538,23 @@ enum drop_reason {
 	DROP_INVALID_PACKET = 134,
 	DROP_CT_INVALID_HEADER = 135,
 	DROP_UNSUPPORTED_L3 = 139,
+	DROP_WRITE_FAILED = 141,
+	DROP_TUNNEL_KEY = 147,
+	DROP_NO_LOCAL_ENDPOINT = 152,
 	DROP_CT_INSERTION_FAILED = 155,
 	DROP_INVALID_EXTENSION_HEADER = 156,
+	DROP_NO_TUNNEL = 160,
 	DROP_NO_ENDPOINT_POLICY = 165,
+	DROP_NAT_NO_MAPPING = 167,
+	DROP_NAT_UNSUPPORTED_PROTOCOL = 168,
 	DROP_FIB_LOOKUP_FAILED = 169,
+	DROP_INVALID_IDENTITY = 171,
+	DROP_UNKNOWN_SENDER = 172,
 	DROP_FRAGMENT_NOT_FOUND = 175,
 	DROP_FORBIDDEN_ICMP6 = 176,
 	DROP_POLICY_DENY_RULE = 181,
 	DROP_VLAN_FILTERED = 182,
+	DROP_INVALID_VNI = 183,
 	DROP_ENDPOINT_NOT_READY = 203,
 };
 
@@ -251,6 +574,9 @@ enum counter {
 	COUNTER_CT_OVERFLOW = 1, /* new connections kept in the overflow table */
 	COUNTER_CT_CREATED = 2,
 	COUNTER_CT_REVALIDATED = 3,
+	COUNTER_NAT_CREATED = 4,
+	COUNTER_NAT_EXHAUSTED = 5, /* no free port was found */
+	COUNTER_NAT_FULL = 6, /* no room in the table */
 	COUNTERS = 8,
 };
 
@@ -265,9 +591,12 @@ enum observation {
 	OBSERVE_TO_ENDPOINT = 0,
 	OBSERVE_TO_HOST = 2,
 	OBSERVE_TO_STACK = 3,
+	OBSERVE_TO_OVERLAY = 4,
 	OBSERVE_FROM_ENDPOINT = 5,
+	OBSERVE_FROM_OVERLAY = 9,
 	OBSERVE_FROM_NETWORK = 10,
 	OBSERVE_TO_NETWORK = 11,
+	OBSERVE_TO_SOCKET = 64, /* ours: from here on from socket to socket */
 };
 
 enum event_flag {
@@ -307,7 +636,7 @@ struct event {
  * programs' own (bpf/lib/scratch.h).
  */
 enum scratch_size {
-	SCRATCH_BYTES = 512,
+	SCRATCH_BYTES = 1024,
 };
 
 /* ---- configuration --------------------------------------------------- */
@@ -321,7 +650,7 @@ struct config {
 	__u32 probe_mark; /* never 0 */
 	__u32 probe_priority;
 	__u32 trace; /* 1: events for new connections and allowed verdicts too */
-	__u32 pad;
+	__u32 tunnel_port; /* UDP, network order; 0: there is no tunnel */
 };
 
 /* Indexes of __sk_buff.cb in the answer to a probe. */

@@ -18,10 +18,7 @@ struct decision {
 
 INLINE __u64 current_epoch(void)
 {
-	__u32 zero = 0;
-	__u64 *epoch = bpf_map_lookup_elem(MAP(EPOCH_FD), &zero);
-
-	return epoch ? *(volatile __u64 *)epoch : 0;
+	return *(volatile __u64 *)ONLY_VALUE(EPOCH_FD);
 }
 
 INLINE struct peer find_peer(const struct address *address)

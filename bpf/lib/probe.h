@@ -6,13 +6,6 @@
 #pragma once
 #include "lib/conntrack.h"
 
-INLINE struct config *configuration(void)
-{
-	__u32 zero = 0;
-
-	return bpf_map_lookup_elem(MAP(CONFIG_FD), &zero);
-}
-
 INLINE bool is_probe(struct __sk_buff *ctx)
 {
 	struct config *config;
@@ -21,8 +14,7 @@ INLINE bool is_probe(struct __sk_buff *ctx)
 	if (likely(!mark))
 		return false;
 	config = configuration();
-	return config && config->probe_mark == mark &&
-	       config->probe_priority == CTX_LOAD(ctx, priority);
+	return config->probe_mark == mark && config->probe_priority == CTX_LOAD(ctx, priority);
 }
 
 INLINE int answer_probe(struct __sk_buff *ctx, const struct passage *out, const struct passage *in,

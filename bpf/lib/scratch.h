@@ -7,6 +7,7 @@
  */
 #pragma once
 #include "lib/conntrack.h"
+#include "lib/nat.h"
 
 /* Places in told, in the order in which they are said. */
 enum told {
@@ -22,13 +23,28 @@ enum way {
 	WAY_NOWHERE = 1,
 	WAY_POD = 2,
 	WAY_UPLINK = 3,
+	WAY_TUNNEL = 4,
+};
+
+/* What the short way needs to know of a packet: lib/fast.h. */
+struct plain {
+	struct coarse_clock clock;
+	struct address source;
+	struct address destination;
+	__u16 source_port; /* network order */
+	__u16 destination_port;
+	__u32 size; /* of the IP packet, or of one segment of it */
+	__u8 version;
+	__u8 protocol;
 };
 
 struct scratch {
+	struct coarse_clock clock; /* in the same place as in struct plain */
 	struct packet packet;
 	struct passage out; /* of the sender, when it is a local pod */
 	struct passage in; /* of the receiver */
 	struct report told[TOLD]; /* said at the end: lib/deliver.h */
+	struct translation nat; /* lib/masquerade.h */
 	__u8 reason; /* enum drop_reason */
 	__u8 observation; /* enum observation, of a new connection */
 	__u8 way; /* enum way */
@@ -36,6 +52,14 @@ struct scratch {
 };
 
 _Static_assert(sizeof(struct scratch) <= SCRATCH_BYTES, "scratch map too small");
+
+/* Memory of the short way, which ends before the other one begins. */
+INLINE struct plain *plain_scratch(void)
+{
+	__u32 zero = 0;
+
+	return bpf_map_lookup_elem(MAP(SCRATCH_FD), &zero);
+}
 
 INLINE struct scratch *new_scratch(void)
 {
@@ -52,6 +76,8 @@ INLINE struct scratch *new_scratch(void)
 	scratch->told[TOLD_SENDER].type = 0;
 	scratch->told[TOLD_RECEIVER].type = 0;
 	scratch->out.origin = ORIGIN_ADDRESS;
+	scratch->out.far_end = ORIGIN_ADDRESS;
+	scratch->in.far_end = ORIGIN_ADDRESS;
 	scratch->reason = 0;
 	scratch->observation = 0;
 	scratch->way = WAY_STACK;

@@ -6,6 +6,11 @@
 /* Beyond this much unread the reader is woken; below it, it comes by itself. */
 #define EVENTS_WAKE_BYTES (256 * 1024)
 
+INLINE struct config *configuration(void)
+{
+	return ONLY_VALUE(CONFIG_FD);
+}
+
 INLINE void count(__u32 counter)
 {
 	__u64 *value = bpf_map_lookup_elem(MAP(COUNTERS_FD), &counter);

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.datapath.overlay import Overlay
 from tests.datapath.world import World
 
 
@@ -24,3 +25,20 @@ def world(loaded: World) -> Iterator[World]:
     with loaded.inside():
         loaded.reset()
         yield loaded
+
+
+@pytest.fixture(scope="module")
+def attached(loaded: World) -> Iterator[Overlay]:
+    with loaded.inside():
+        loaded.reset()
+        made = Overlay(loaded)
+    yield made
+    with loaded.inside():
+        made.close()
+        loaded.clear("tunnels")
+
+
+@pytest.fixture
+def overlay(world: World, attached: Overlay) -> Overlay:
+    attached.reset()
+    return attached

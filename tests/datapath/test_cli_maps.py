@@ -88,6 +88,27 @@ def test_ct(bpffs_dir: Path) -> None:
     assert row["overflow"] is False
 
 
+def test_a_connection_within_the_node_is_counted_once_and_shown_whole(bpffs_dir: Path) -> None:
+    client, server, port = 6, 7, socket.htons(40000)
+    out = layouts.CtKey(POD, client, port, socket.htons(80), 6)
+    into = layouts.CtKey(CLIENT, server, socket.htons(80), port, 6)
+    values = dict.fromkeys(layouts.CtEntry.__slots__, 0)
+    denied = 9 | 1 << layouts.CtVerdictBit.CT_DENIED_BIT
+    counted = {"packets": (3, 0), "bytes": (300, 0), "verdict": denied}
+    sent = layouts.CtEntry(**{**values, **counted})  # type: ignore[arg-type]
+    counted = {"packets": (0, 2), "bytes": (0, 200), "verdict": 9}
+    answered = layouts.CtEntry(**{**values, **counted})  # type: ignore[arg-type]
+    _put(bpffs_dir, maps.CT, (out, sent))
+    _put(bpffs_dir, maps.CT_OVERFLOW, (into, answered))
+    local = layouts.LocalAddress.unpack(bytes(layouts.LocalAddress.SIZE))
+    holders = ((POD, server), (CLIENT, client))
+    _put(bpffs_dir, maps.ADDRESSES, *((a, replace(local, endpoint=n)) for a, n in holders))
+    rows = _listing(bpffs_dir, "ct")
+    assert [(r["endpoint"], r["packets"], r["packets_reply"], r["bytes"], r["bytes_reply"])
+            for r in rows] == [(server, 3, 2, 300, 200), (client, 3, 2, 300, 200)]  # fmt: skip
+    assert [(r["overflow"], r["flags"]) for r in rows] == [(True, []), (False, ["denied"])]
+
+
 def test_endpoints(bpffs_dir: Path) -> None:
     local = layouts.LocalAddress.unpack(bytes(layouts.LocalAddress.SIZE))
     policy = layouts.EndpointPolicy.unpack(bytes(layouts.EndpointPolicy.SIZE))

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-from bpf.layouts import Counter, CtFlag, DropReason, Origin
+from bpf.layouts import Counter, CtFlag, CtVerdictBit, DropReason, Origin
 from tests.datapath.packets import (
     CLIENT,
     PROTOCOLS,
@@ -38,6 +38,11 @@ families = pytest.mark.parametrize("version", [4, 6])
 kinds = pytest.mark.parametrize("kind", PROTOCOLS)
 
 
+def vouched(world: World) -> int:
+    """A verdict of this epoch, of both ends."""
+    return world.epoch | 1 << CtVerdictBit.CT_VOUCHED_BIT
+
+
 def _allow(world: World, version: int, sender: Pod, receiver: Pod) -> list[object]:
     """Both isolated in both directions; only this one may talk to that one."""
     for pod in (sender, receiver):
@@ -64,13 +69,13 @@ def test_replies_pass_and_nothing_else(world: World, version: int, kind: str) ->
     mine = world.connection(a, b.ip(version), protocol, local, remote)
     theirs = world.connection(b, a.ip(version), protocol, remote, local)
     assert mine is not None and theirs is not None
-    for entry in (mine, theirs):
-        assert entry.packets == (1, 1)
-        assert entry.bytes == (len(bytes(forth)), len(bytes(back)))
-        assert entry.epoch == world.epoch
-    assert mine.flags == CtFlag.CT_SEEN_REPLY
-    assert theirs.flags == CtFlag.CT_SEEN_REPLY | CtFlag.CT_INGRESS
-    assert (mine.origin, theirs.origin) == (0, a.endpoint)
+    # Each end counts what its own pod sent.
+    assert (mine.packets, mine.bytes) == ((1, 0), (len(bytes(forth)), 0))
+    assert (theirs.packets, theirs.bytes) == ((0, 1), (0, len(bytes(back))))
+    assert mine.verdict == theirs.verdict == vouched(world)
+    assert mine.flags == CtFlag.CT_SEEN_REPLY | CtFlag.CT_LOCAL
+    assert theirs.flags == CtFlag.CT_SEEN_REPLY | CtFlag.CT_LOCAL | CtFlag.CT_INGRESS
+    assert (mine.far_end, theirs.far_end) == (b.endpoint, a.endpoint)
     assert len(world.connections()) == 2
     if kind in ("tcp", "udp", "sctp"):
         other = out_of(b, reply(kind, b.ip(version), a.ip(version), sport=SERVER + 1))
@@ -108,7 +113,7 @@ def test_a_deny_ends_it_from_either_side_and_an_allow_renews_it(
             assert world.leave(pod, frame).action == REDIRECT
     assert world.counter(Counter.COUNTER_CT_REVALIDATED) >= 4
     assert len(world.connections()) == 2
-    assert all(entry.epoch == world.epoch for entry in world.connections().values())
+    assert all(entry.verdict == vouched(world) for entry in world.connections().values())
 
 
 @families
@@ -148,7 +153,7 @@ def test_a_syn_over_a_closed_connection_is_judged_anew(
     entry = world.connection(b, a.ip(version), TCP, SERVER, CLIENT)
     assert entry is not None
     wanted = CtFlag.CT_RST if "R" in ending else CtFlag.CT_FIN_ORIGINAL
-    assert entry.flags == CtFlag.CT_INGRESS | CtFlag.CT_SEEN_REPLY | wanted
+    assert entry.flags == CtFlag.CT_INGRESS | CtFlag.CT_LOCAL | CtFlag.CT_SEEN_REPLY | wanted
     for flags in ("S", "SF", "SPU"):
         assert _tcp(world, a, b, version, flags).dropped == DropReason.DROP_POLICY_DENIED
     # What is still on its way of the old one passes.
@@ -157,7 +162,9 @@ def test_a_syn_over_a_closed_connection_is_judged_anew(
     assert _tcp(world, a, b, version, "S").action == REDIRECT
     entry = world.connection(b, a.ip(version), TCP, SERVER, CLIENT)
     assert entry is not None
-    assert (entry.flags, entry.packets) == (CtFlag.CT_INGRESS, (1, 0))
+    assert entry.flags == CtFlag.CT_INGRESS | CtFlag.CT_LOCAL
+    entry = world.connection(a, b.ip(version), TCP, CLIENT, SERVER)
+    assert entry is not None and entry.packets == (1, 0)
 
 
 @families
@@ -196,7 +203,7 @@ def test_replies_go_by_the_way_of_the_request(world: World, version: int, kind: 
         assert world.enter(a, forth, sender=sender).action == OK
         (entry,) = world.connections().values()
         assert entry.flags == CtFlag.CT_INGRESS | CtFlag.CT_VIA_STACK
-        assert entry.origin == origin
+        assert entry.far_end == origin
         back = out_of(a, reply(kind, a.ip(version), source))
         outcome = world.leave(a, back)
         assert outcome.action == OK
@@ -273,7 +280,7 @@ def test_a_full_table(world: World, version: int) -> None:
     assert world.leave(b, back).action == REDIRECT
     assert world.leave(a, late).action == REDIRECT
     entry = world.connection(a, b.ip(version), 17, 999, SERVER, table="ct_overflow")
-    assert entry is not None and entry.packets == (2, 1)
+    assert entry is not None and entry.packets == (2, 0)
     assert world.counter(Counter.COUNTER_CT_OVERFLOW) == 2
     # A verdict in the overflow table is no staler than elsewhere.
     world.clear("policy")

@@ -19,6 +19,7 @@ from bpf.maps import CT, CT_OVERFLOW
 from tests.datapath.packets import PROTOCOLS, arriving, into, number, out_of, request
 from tests.datapath.world import (
     FROM_POD,
+    FROM_TUNNEL,
     FROM_UPLINK,
     MARK,
     OK,
@@ -27,6 +28,8 @@ from tests.datapath.world import (
     REDIRECT,
     SHOT,
     TO_POD,
+    TO_TUNNEL,
+    TO_UPLINK,
     Outcome,
     World,
     outside,
@@ -35,7 +38,14 @@ from tests.datapath.world import (
 pytestmark = pytest.mark.kernel
 
 #: Of the kernel's 1,000,000 instructions walked: room for what comes.
-VERIFIER_BOUNDS = {FROM_POD: 500_000, TO_POD: 100_000, FROM_UPLINK: 100_000}
+VERIFIER_BOUNDS = {
+    FROM_POD: 500_000,
+    TO_POD: 100_000,
+    FROM_UPLINK: 100_000,
+    FROM_TUNNEL: 100_000,
+    TO_TUNNEL: 50_000,
+    TO_UPLINK: 200_000,
+}
 BOTH_DECIDED = ProbeBit.PROBE_EGRESS_DECIDED | ProbeBit.PROBE_INGRESS_DECIDED
 BOTH_ALLOWED = ProbeBit.PROBE_EGRESS_ALLOWED | ProbeBit.PROBE_INGRESS_ALLOWED
 

@@ -24,11 +24,8 @@ pytestmark = pytest.mark.kernel
 @pytest.mark.parametrize("version", [4, 6])
 @pytest.mark.parametrize("kind", ["udp", "sctp", "other"])
 def test_a_renewed_allow_admits_a_reply_first(world: World, version: int, kind: str) -> None:
-    """conntrack.h check(): CT_DENIED stays until a packet of the *original* direction clears it. A
-    reply that comes first after the allow is back is taken for a connection of its own and denied.
-    Fix: with CT_DENIED keep the epoch of the denial (entry->epoch = epoch) and take the way of the
-    fresh packet only where it is the current one; allow from the entry where
-    `entry->epoch == epoch && !(entry->flags & CT_DENIED)`; otherwise ask the policy again.
+    """A denial holds under its epoch, whichever side's packet is the first under the next one: else
+    a reply that is would be taken for a connection of its own, and denied.
     """
     a, b, _ = world.pods
     for pod in (a, b):

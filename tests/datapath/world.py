@@ -41,6 +41,8 @@ from bpf.layouts import (
     EndpointPolicy,
     LocalAddress,
     LocalKind,
+    MasqueradeKey,
+    MasqueradeSource,
     Peer,
     PeerKey,
     PolicyKey,
@@ -51,15 +53,20 @@ OK, SHOT, REDIRECT = 0, 2, 7
 NEXT = 0xFFFFFFFF  # TC_ACT_UNSPEC: on to the next program, and then to the stack
 TCP, UDP, SCTP, ICMP, ICMP6 = 6, 17, 132, 1, 58
 FROM_POD, TO_POD, FROM_UPLINK = "from_pod", "to_pod", "from_uplink"
-PROGRAMS: Final = (FROM_POD, TO_POD, FROM_UPLINK)
+FROM_TUNNEL, TO_TUNNEL, TO_UPLINK = "from_tunnel", "to_tunnel", "to_uplink"
+PROGRAMS: Final = (FROM_POD, TO_POD, FROM_UPLINK, FROM_TUNNEL, TO_TUNNEL, TO_UPLINK)
+FEATURES: Final = {"MASQUERADE": 1}
+"""Everything that macros can switch, on."""
 INGRESS, EGRESS = 1, 2
 MARK, PRIORITY = 0x1234ABCD, 0x5678EF01
 FIRST_EPOCH = 7
+TUNNEL_PORT = 8472
 WORLD4, WORLD6 = 260, 261
 """Peer classes of ::ffff:0:0/96 and ::/0."""
 
 #: Sizes at which tests can fill a table, and read all of it quickly.
-SIZES: Final = {"ct": 512, "ct_overflow": 512, "policy": 65536, "peers": 4096, "events": 1 << 20}
+SIZES: Final = {"ct": 512, "ct_overflow": 512, "policy": 65536, "peers": 4096, "events": 1 << 20,
+                "nat": 512, "nat_reverse": 512}  # fmt: skip
 
 _CONTEXT, _GSO_SEGMENTS_AT, _GSO_SIZE_AT = 192, 164, 176
 _ATTRIBUTES: Final = struct.Struct("=IIIIQQIIIIQQIII")
@@ -116,6 +123,8 @@ def _pod(name: str, number: int) -> Pod:
 NODE4, NODE6 = "192.0.2.10", "2001:db8::10"
 OUTSIDE4, OUTSIDE6 = "198.51.100.7", "2001:db8:9::7"
 ROUTER4, ROUTER6 = "192.0.2.1", "2001:db8::1"
+FIRST_PORT, LAST_PORT = 61000, 65535
+"""That connections of pods may have under the node's address."""
 ROUTER_MAC, UPLINK_MAC = "02:00:00:00:0f:01", "02:00:00:00:0f:02"
 
 
@@ -168,7 +177,7 @@ class World:
         }
         self.programs = Loader(work_dir).load(
             [ProgramSpec(name) for name in PROGRAMS],
-            {},
+            FEATURES,
             {name: one.fd for name, one in self.maps.items() if name != "numbers"},
         )
         self._ring = RingMemory(self.maps["events"].fd, SIZES["events"])
@@ -232,10 +241,11 @@ class World:
 
     def reset(self, trace: bool = False) -> None:
         """The initial state: no connections, no counts, no policy on any pod."""
-        for name in ("devices", "addresses", "endpoints", "peers", "policy"):
+        for name in ("devices", "addresses", "endpoints", "peers", "policy", "masquerade",
+                     "masquerade_exclude"):  # fmt: skip
             self.clear(name)
         self.forget()
-        self.maps["config"].update(0, Config(MARK, PRIORITY, int(trace)))
+        self.maps["config"].update(0, Config(MARK, PRIORITY, int(trace), swapped(TUNNEL_PORT)))
         self.epoch = FIRST_EPOCH
         self.maps["epoch"].update(0, self.epoch)
         self._policies.clear()
@@ -248,10 +258,13 @@ class World:
             self.peer(address, 1, 1)
         self.peer("0.0.0.0/0", WORLD4, 9)
         self.peer("::/0", WORLD6, 10)
+        for network in ("10.0.0.0/24", "fd00::/64", NODE4, NODE6, "169.254.0.0/16", "fe80::/10"):
+            self.exclude(network)
+        self.masquerade()
 
     def forget(self) -> None:
         """No connections, fragments, counts and events; policy stays."""
-        for name in ("ct", "ct_overflow", "fragments"):
+        for name in ("ct", "ct_overflow", "fragments", "nat", "nat_reverse"):
             self.clear(name)
         for name in ("metrics", "counters"):
             one = self.maps[name]
@@ -299,6 +312,22 @@ class World:
             PeerKey(length, packed(str(block.network_address))), Peer(peer_class, identity)
         )
 
+    def masquerade(self, first: int = FIRST_PORT, last: int = LAST_PORT, ifindex: int = 0,
+                   addresses: tuple[str, str] = (NODE4, NODE6)) -> None:  # fmt: skip
+        """What pods look like on an uplink, and from which ports."""
+        for family, address in zip((4, 6), addresses, strict=True):
+            self.maps["masquerade"].update(
+                MasqueradeKey(ifindex or self.uplink, family),
+                MasqueradeSource(packed(address), 0x5EED, first, last),
+            )
+
+    def exclude(self, network: str) -> None:
+        """A destination that sees pods as they are."""
+        block = ip_network(network)
+        length = block.prefixlen + (96 if block.version == 4 else 0)
+        key = PeerKey(length, packed(str(block.network_address)))
+        self.maps["masquerade_exclude"].update(key, 1)
+
     def rule(self, table: int, peer_class: int, protocol: int = 0, port: int = 0,
              level: int | None = None, allow: bool = True,
              rule: int = 300) -> PolicyKey:  # fmt: skip
@@ -328,6 +357,10 @@ class World:
         """A packet from outside."""
         return self.run(FROM_UPLINK, packet, self.uplink, **more)
 
+    def depart(self, packet: object, ifindex: int = 0, **more: int) -> Outcome:
+        """A packet that the node's stack sends by an uplink."""
+        return self.run(TO_UPLINK, packet, ifindex or self.uplink, **more)
+
     def run(self, program: str, packet: object, ifindex: int, ingress_ifindex: int = 0,
             mark: int = 0, priority: int = 0, gso_size: int = 0,
             gso_segments: int = 0) -> Outcome:  # fmt: skip
@@ -341,8 +374,8 @@ class World:
         else:
             result = prog_test_run(self.programs[program], raw, context)
             action, frame, cb = result.retval, result.packet, result.context.cb
-            if action == NEXT:
-                action = OK
+        if action == NEXT:
+            action = OK
         counted = {
             key: (packets - before.get(key, (0, 0))[0], size - before.get(key, (0, 0))[1])
             for key, (packets, size) in self.counted().items()
