@@ -193,6 +193,14 @@ class IdentityAllocator:
         self.revision += 1
         return number
 
+    def hold(self, number: int) -> LabelSet | None:
+        """Hold a number that is known already; its labels, None (and no hold) if it is not."""
+        held = self._identities.get(number)
+        if held is None:
+            return None
+        held.references += 1
+        return held.labels
+
     def release(self, number: int, now: float) -> None:
         """Give one hold back. Reserved and unknown numbers are no error."""
         held = self._identities.get(number)

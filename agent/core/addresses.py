@@ -4,6 +4,11 @@
 More than one pod may claim an address: a finished one beside its successor, or a stale status. An
 endpoint of this node wins, because its address was given out here; otherwise the first name does.
 So the outcome never depends on the order of events.
+
+Of pods elsewhere either the pod itself is known (manifests) or what its node published of it
+(cluster). A published number whose labels are not known yet makes an unmanaged peer, which no
+label allows; labels of a pod here that have no number yet leave it with identity init, which is
+denied.
 """
 
 from __future__ import annotations
@@ -11,9 +16,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from agent.core.endpoint import Endpoint, address_bytes
-from agent.core.events import Pod
+from agent.core.events import Pod, PublishedEndpoint
 from agent.core.store import PodKey, Store
 from identity.allocator import IdentityAllocator, IdentityExhausted
+from identity.cluster import IdentityPending, reserved_labels
 from identity.ipcache import IPCache, NamedPort
 from identity.labels import LabelFilter, LabelSet, pod_labels
 from identity.reserved import Reserved
@@ -21,18 +27,26 @@ from identity.reserved import Reserved
 _Who = tuple[int, LabelSet, tuple[NamedPort, ...]]
 
 _NODE: PodKey = ("", "\0node")
+_REMOTE = "\0remote "
 _NODE_IS: _Who = (int(Reserved.HOST), Reserved.HOST.labels, ())
+_REMOTE_NODE_IS: _Who = (int(Reserved.REMOTE_NODE), Reserved.REMOTE_NODE.labels, ())
 _INIT_IS: _Who = (int(Reserved.INIT), Reserved.INIT.labels, ())
+_UNMANAGED_IS: _Who = (int(Reserved.UNMANAGED), Reserved.UNMANAGED.labels, ())
 
 
 class AddressBook:
     """Keeps the address table in step with the facts; holds the identities that pods need."""
 
     def __init__(
-        self, identities: IdentityAllocator, ipcache: IPCache, label_filter: LabelFilter
+        self,
+        identities: IdentityAllocator,
+        ipcache: IPCache,
+        label_filter: LabelFilter,
+        node_name: str = "",
     ) -> None:
         self._identities = identities
         self._ipcache = ipcache
+        self._node_name = node_name
         self._filter = label_filter
         self._who: dict[PodKey, _Who] = {_NODE: _NODE_IS}
         self._claims: dict[str, set[PodKey]] = {}
@@ -40,8 +54,12 @@ class AddressBook:
         self._local: dict[str, PodKey] = {}
         self.problems: dict[PodKey, str] = {}
         """Pods that could not be given an identity; they are unmanaged, so no label allows them."""
+        self.wanted: dict[PodKey, LabelSet] = {}
+        """Label sets of pods here that have no number yet."""
+        self.unknown: dict[PodKey, int] = {}
+        """Published numbers whose labels are not known yet."""
         self.owners: dict[bytes, PodKey] = {}
-        """Pod by address in the form of the maps; none for the node's own. Other threads may read
+        """Pod by address in the form of the maps; none for nodes' own. Other threads may read
         it, key by key."""
 
     def identity_of(self, pod: PodKey) -> int:
@@ -49,11 +67,10 @@ class AddressBook:
         return self._who.get(pod, _INIT_IS)[0]
 
     def owner(self, address: str) -> PodKey | None:
-        """The pod that an address belongs to; None for the node's and for nobody's."""
+        """The pod that an address belongs to; None for a node's and for nobody's."""
         claims = self._claims.get(address)
-        if not claims or _NODE in claims:
-            return None
-        return self._local.get(address) or min(claims)
+        owner = self._owner(address, claims) if claims else _NODE
+        return None if _is_node(owner) else owner
 
     def labels_of(self, pod: PodKey) -> LabelSet:
         """The label set of `identity_of`."""
@@ -63,22 +80,54 @@ class AddressBook:
         """All addresses of the node's own stack."""
         self._claim(_NODE, tuple(sorted(addresses)))
 
+    def update_remote_node(self, name: str, addresses: Iterable[str]) -> None:
+        """The addresses of another node; none: it is gone. What this node has is its own."""
+        key: PodKey = ("", f"{_REMOTE}{name}")
+        self._who[key] = _REMOTE_NODE_IS
+        self._claim(key, tuple(sorted(addresses)))
+        if key not in self._claimed:
+            del self._who[key]
+
     def update_pod(self, key: PodKey, store: Store, now: float) -> None:
         """Bring one pod up to date: its identity, and the addresses that are its own."""
         pod, endpoints = store.pods.get(key), store.endpoints_of(key)
-        addresses = _addresses(pod, endpoints)
+        published = self._elsewhere(store.published.get(key))
+        addresses = _addresses(pod, endpoints) or (published.ips if published else ())
         before = self._who.get(key)
-        self.problems.pop(key, None)
+        for about in (self.problems, self.wanted, self.unknown):
+            about.pop(key, None)
         if not addresses:
             self._claim(key, ())
             self._who.pop(key, None)
         else:
-            self._who[key] = self._identify(key, pod, store.namespace_labels(key[0]))
+            if published is not None and not endpoints and (pod is None or not pod.ips):
+                self._who[key] = self._recognise(key, published)
+            else:
+                self._who[key] = self._identify(key, pod, store.namespace_labels(key[0]))
             local = [one for endpoint in endpoints for one in endpoint.addresses]
             self._set_local(key, local)
             self._claim(key, addresses)
         if before is not None:
             self._identities.release(before[0], now)
+
+    def waiting(self, number: int, labels: LabelSet | None) -> list[PodKey]:
+        """Pods that wait for a number or for its labels."""
+        return [key for key, one in self.unknown.items() if one == number] + [
+            key for key, one in self.wanted.items() if one == labels
+        ]
+
+    def _elsewhere(self, published: PublishedEndpoint | None) -> PublishedEndpoint | None:
+        """Of its own pods a node knows more than it published."""
+        own = published is not None and published.node_name == self._node_name
+        return None if own else published
+
+    def _recognise(self, key: PodKey, published: PublishedEndpoint) -> _Who:
+        number = published.identity
+        labels = reserved_labels(number) or self._identities.hold(number)
+        if labels is None:
+            self.unknown[key] = number
+            return _UNMANAGED_IS
+        return number, labels, published.ports
 
     def _identify(self, key: PodKey, pod: Pod | None, namespace_labels: Mapping[str, str]) -> _Who:
         if pod is None:
@@ -88,9 +137,12 @@ class AddressBook:
         )
         try:
             number = self._identities.acquire(labels)
+        except IdentityPending:
+            self.wanted[key] = labels
+            return _INIT_IS
         except IdentityExhausted as error:
             self.problems[key] = str(error)
-            return int(Reserved.UNMANAGED), Reserved.UNMANAGED.labels, ()
+            return _UNMANAGED_IS
         return number, self._identities.labels(number) or labels, pod.ports
 
     def _set_local(self, key: PodKey, local: Iterable[str]) -> None:
@@ -124,12 +176,20 @@ class AddressBook:
             self._ipcache.remove(address)
             self.owners.pop(address_bytes(address), None)
             return
-        owner = _NODE if _NODE in claims else self._local.get(address) or min(claims)
-        if owner is _NODE:
+        owner = self._owner(address, claims)
+        if _is_node(owner):
             self.owners.pop(address_bytes(address), None)
         else:
             self.owners[address_bytes(address)] = owner
         self._ipcache.upsert(address, *self._who[owner])
+
+    def _owner(self, address: str, claims: set[PodKey]) -> PodKey:
+        """Nodes come before pods, but for this node's own ones: their names sort first."""
+        return _NODE if _NODE in claims else self._local.get(address) or min(claims)
+
+
+def _is_node(key: PodKey) -> bool:
+    return key[1].startswith("\0")
 
 
 def _addresses(pod: Pod | None, endpoints: tuple[Endpoint, ...]) -> tuple[str, ...]:

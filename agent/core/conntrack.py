@@ -12,13 +12,14 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from bpf.layouts import CtFlag
+from bpf.layouts import CtFlag, CtTold
 
 if TYPE_CHECKING:
     import numpy
     from numpy.typing import NDArray
 
 TCP, UDP, ICMP, ICMP6, SCTP = 6, 17, 1, 58, 132
+TOLD_SECONDS = 1 << CtTold.CT_TOLD_BITS
 _SECOND = 1_000_000_000
 
 
@@ -48,8 +49,34 @@ def expired(
     """
     import numpy as np
 
-    protocol = keys["protocol"]
     flags = values["flags"]
+    limit = limits(keys["protocol"], flags, lifetimes)
+    # Its far end's entry may have seen packets that this one was not told of yet.
+    limit = limit + np.where((flags & CtFlag.CT_LOCAL) != 0, TOLD_SECONDS, 0)
+    # An entry may be touched on another CPU just after `now` was read.
+    idle = np.maximum(np.int64(now // _SECOND) - values["seen"].astype(np.int64), 0)
+    gone = ~np.isin(keys["endpoint"], np.fromiter(endpoints, dtype=np.uint32, count=len(endpoints)))
+    result: NDArray[Any] = (idle > limit) | gone
+    return result
+
+
+def records(found: NDArray[numpy.void], mask: NDArray[Any]) -> bytes:
+    """Those that are marked, packed back to back as they came from the kernel.
+
+    Taking them out of a structured array would leave what lies between its fields to chance, and
+    the kernel compares whole keys.
+    """
+    import numpy as np
+
+    return bytes(found.view(np.dtype((np.void, found.itemsize)))[mask].tobytes())
+
+
+def limits(
+    protocol: NDArray[Any], flags: NDArray[Any], lifetimes: Lifetimes
+) -> NDArray[numpy.float64]:
+    """Seconds without a packet after which each entry ends; ``flags`` are those of enum ct_flag."""
+    import numpy as np
+
     answered = (flags & CtFlag.CT_SEEN_REPLY) != 0
     both = CtFlag.CT_FIN_ORIGINAL | CtFlag.CT_FIN_REPLY
     closing = ((flags & both) == both) | ((flags & CtFlag.CT_RST) != 0)
@@ -62,9 +89,4 @@ def expired(
     limit = np.where(sctp, lifetimes.sctp, limit)
     # RST of TCP; ABORT and SHUTDOWN COMPLETE of SCTP (RFC 9260, 3.3.7 and 3.3.13) set the same.
     limit = np.where((tcp | sctp) & closing, lifetimes.closing, limit)
-    limit = np.where((protocol == ICMP) | (protocol == ICMP6), lifetimes.icmp, limit)
-    # An entry may be touched on another CPU just after `now` was read.
-    idle = np.maximum(np.int64(now // _SECOND) - values["seen"].astype(np.int64), 0)
-    gone = ~np.isin(keys["endpoint"], np.fromiter(endpoints, dtype=np.uint32, count=len(endpoints)))
-    result: NDArray[Any] = (idle > limit) | gone
-    return result
+    return np.where((protocol == ICMP) | (protocol == ICMP6), lifetimes.icmp, limit)

@@ -2,8 +2,8 @@
 """Differences between what is wanted and what is there, and the order in which they are written.
 
 A delta is what one transaction writes: numbers first, so that every number in the kernel can be
-explained; then policy columns, peers, endpoints, so that nothing points to what is not there yet;
-addresses and devices last, because they open the door. The epoch moves after all of it.
+explained; then policy columns, peers, tunnels, endpoints, so that nothing points to what is not
+there yet; addresses and devices last, because they open the door. The epoch moves after all of it.
 """
 
 from __future__ import annotations
@@ -61,32 +61,43 @@ class Delta:
     numbers: MapDelta = field(default_factory=MapDelta)
     policy: PolicyDelta = field(default_factory=PolicyDelta)
     peers: MapDelta = field(default_factory=MapDelta)
+    tunnels: MapDelta = field(default_factory=MapDelta)
     endpoints: MapDelta = field(default_factory=MapDelta)
     addresses: MapDelta = field(default_factory=MapDelta)
     devices: MapDelta = field(default_factory=MapDelta)
+    socket_endpoints: MapDelta = field(default_factory=MapDelta)
+    namespaces: MapDelta = field(default_factory=MapDelta)
+    masquerade: MapDelta = field(default_factory=MapDelta)
+    masquerade_exclude: MapDelta = field(default_factory=MapDelta)
 
     def __bool__(self) -> bool:
         return bool(
             self.numbers
             or self.policy
             or self.peers
+            or self.tunnels
             or self.endpoints
             or self.addresses
             or self.devices
+            or self.socket_endpoints
+            or self.namespaces
+            or self.masquerade
+            or self.masquerade_exclude
         )
 
     @property
     def verdicts(self) -> bool:
         """Whether a verdict that was cached before may be another now. Columns that are written
-        or deleted alone change none: nothing points to them."""
-        return bool(self.peers or self.endpoints)
+        or deleted alone change none: nothing points to them. What is redirected looks at its
+        endpoints' modes when the epoch has moved."""
+        return bool(self.peers or self.endpoints or self.socket_endpoints)
 
 
 _LENGTH: Final = struct.Struct("=I")  # of a prefix, the first field of struct peer_key
 
 
 def peer_upserts(upserts: Mapping[bytes, bytes]) -> Writes:
-    """Entries of the map ``peers`` in the order in which they must be written: longest first.
+    """Entries of ``peers`` or ``tunnels`` in the order of writing: longest first.
 
     So an address goes from its old class to its new one, never by way of the class of a shorter
     prefix that it is about to leave again.
@@ -95,7 +106,7 @@ def peer_upserts(upserts: Mapping[bytes, bytes]) -> Writes:
 
 
 def peer_deletes(deletes: Iterable[bytes]) -> list[bytes]:
-    """Keys of the map ``peers`` in the order in which they must be deleted, after all upserts:
+    """Keys of ``peers`` or ``tunnels`` in the order in which they must be deleted, after upserts:
     shortest first, so that no address falls back to a prefix that is about to go too."""
     return sorted(deletes, key=_prefix_length)
 
@@ -128,7 +139,7 @@ def record_differences(
     wanted = _rows(wanted_keys, wanted_values, key_size, value_size)
     actual = _rows(actual_keys, actual_values, key_size, value_size)
     words = key_size // 4
-    match = _matches(wanted[:, :words], actual[:, :words])
+    match = matches(wanted[:, :words], actual[:, :words])
     found = match >= 0
     # Where a wanted key is present, whether its value is the same.
     rewritten = np.ones(len(wanted), dtype=bool)
@@ -140,7 +151,7 @@ def record_differences(
     )
 
 
-def _matches(wanted: NDArray[numpy.uint32], actual: NDArray[numpy.uint32]) -> NDArray[numpy.int64]:
+def matches(wanted: NDArray[numpy.uint32], actual: NDArray[numpy.uint32]) -> NDArray[numpy.int64]:
     """For each actual key the row of the wanted key that equals it, -1 for none.
 
     Sorts 64-bit hashes, an order of magnitude faster than whole keys. A hash only proposes; keys

@@ -22,8 +22,11 @@ from agent.core.columns import ColumnPacker
 from agent.core.delta import Delta, PolicyDelta, Writes
 from agent.core.endpoint import Endpoint
 from agent.core.local import LocalBook
+from agent.core.masquerade import MasqueradeBook
+from agent.core.nodes import NodeBook
 from agent.core.numbers import Numbers, fingerprint
-from agent.core.store import Changes, Store
+from agent.core.sockets import SocketBook
+from agent.core.store import Changes, PodKey, Store
 from bpf.layouts import (
     EndpointFlag,
     EndpointPolicy,
@@ -35,6 +38,7 @@ from bpf.layouts import (
 )
 from bpf.maps import U32
 from identity.allocator import IdentityAllocator, IdentityExhausted
+from identity.cluster import ClusterIdentities
 from identity.ipcache import HOST_CLASS, IPCache, IPCacheDelta, NamedPort, PeerClass, Prefix
 from identity.labels import LabelFilter
 from policy.model import Direction, NetworkPolicy, PolicyKey
@@ -59,7 +63,13 @@ class Desired:
     """The wanted contents of all maps that the agent writes, kept up to date by changes."""
 
     def __init__(
-        self, identities: IdentityAllocator, numbers: Numbers, label_filter: LabelFilter
+        self,
+        identities: IdentityAllocator,
+        numbers: Numbers,
+        label_filter: LabelFilter,
+        nodes: NodeBook | None = None,
+        masquerade: MasqueradeBook | None = None,
+        sockets: SocketBook | None = None,
     ) -> None:
         self.identities = identities
         self.numbers = numbers
@@ -69,9 +79,14 @@ class Desired:
             identities.acquire, lambda number: identities.release(number, self._now)
         )
         self.local = LocalBook()
-        self.addresses = AddressBook(identities, self.ipcache, label_filter)
+        self.nodes = nodes or NodeBook("")
+        self.masquerade = masquerade or MasqueradeBook()
+        self.sockets = sockets or SocketBook()
+        self.addresses = AddressBook(identities, self.ipcache, label_filter, self.nodes.name)
         self.packer = ColumnPacker(numbers)
         self.tables: dict[int, EndpointTables] = {}
+        self.to_publish: set[PodKey] = set()
+        """Pods of this node of which the cluster may have to be told something else."""
         self.entries = 0
         """Records that the policy map holds or is about to hold."""
         self._now = 0.0
@@ -98,9 +113,13 @@ class Desired:
         delta = Delta()
         self._change_policies(store, changes)
         touched = self._change_pods(store, changes, now)
+        self._note_policies(touched, store, changes)
         if changes.node_addresses:
             self.addresses.update_node(store.node_addresses)
             self.local.set_node(store.node_addresses, delta)
+        self._change_nodes(store, changes, delta)
+        if changes.node_addresses or changes.nodes:
+            self.masquerade.update(store, delta)
         self._change_classes(touched, delta, now)
         # Those that are gone first: another may have their address, or their device's index, now.
         for number in sorted(touched - store.endpoints.keys()):
@@ -179,6 +198,10 @@ class Desired:
         """The whole map ``addresses``."""
         return self.local.address_writes()
 
+    def tunnel_writes(self) -> Writes:
+        """The whole map ``tunnels``."""
+        return self.nodes.writes()
+
     def peer_writes(self) -> Writes:
         """The whole map ``peers``."""
         return dict(self._peer(prefix, one) for prefix, one in self.ipcache.entries().items())
@@ -230,10 +253,13 @@ class Desired:
     def _change_pods(self, store: Store, changes: Changes, now: float) -> set[int]:
         """Identities of changed pods; gives the endpoints whose policy may be another."""
         pods = set(changes.pods)
+        for number in sorted(changes.identities):
+            pods.update(self._change_identity(number, store))
         for namespace in changes.namespaces:
             pods.update(store.pods_of(namespace))
         for key in sorted(pods):
             self.addresses.update_pod(key, store, now)
+        self._note_publications(pods, store, changes)
         touched = set(changes.endpoints)
         touched.update(one.id for key in pods for one in store.endpoints_of(key))
         if changes.policies:
@@ -244,6 +270,44 @@ class Desired:
                 if endpoint.namespace in namespaces
             )
         return touched
+
+    def _note_policies(self, touched: set[int], store: Store, changes: Changes) -> None:
+        if changes.policies and isinstance(self.identities, ClusterIdentities):
+            self.to_publish.update(
+                store.endpoints[one].pod_key for one in touched if one in store.endpoints
+            )
+
+    def _note_publications(self, pods: set[PodKey], store: Store, changes: Changes) -> None:
+        if not isinstance(self.identities, ClusterIdentities):
+            return
+        for key in pods:
+            published = store.published.get(key)
+            mine = published is not None and published.node_name == self.nodes.name
+            if mine or store.endpoints_of(key):
+                self.to_publish.add(key)
+        if changes.identities:
+            here = {one.pod_key for one in store.endpoints.values()}
+            self.to_publish.update(
+                key for key in here if self.addresses.identity_of(key) in changes.identities
+            )
+
+    def _change_identity(self, number: int, store: Store) -> list[PodKey]:
+        """Take what the cluster says of a number; gives the pods that it concerns."""
+        if not isinstance(self.identities, ClusterIdentities):
+            return []
+        fact = store.identities.get(number)
+        if fact is None:
+            self.identities.withdraw(number)
+            return []
+        self.identities.publish(number, fact.labels, bool(fact.unused_since))
+        return self.addresses.waiting(number, fact.labels)
+
+    def _change_nodes(self, store: Store, changes: Changes, delta: Delta) -> None:
+        for name in sorted(changes.nodes - {self.nodes.name}):
+            node = store.nodes.get(name)
+            self.addresses.update_remote_node(name, node.addresses if node else ())
+        if changes.nodes or changes.node_addresses or changes.tunnel_device:
+            self.nodes.update(store, delta)
 
     def _change_classes(self, touched: set[int], delta: Delta, now: float) -> None:
         changed = self.ipcache.resolve()
@@ -285,6 +349,7 @@ class Desired:
         if self._published.pop(number, None) is not None:
             delta.endpoints.drop(U32.pack(number))
         self.local.drop(number, delta)
+        self.sockets.drop(number, delta)
         self._unuse_tables(self.tables.pop(number, None), now)
 
     def _change_endpoint(self, endpoint: Endpoint, store: Store, delta: Delta, now: float) -> None:
@@ -296,6 +361,7 @@ class Desired:
                 self._use_table(table, delta)
         self._publish(endpoint, tables, delta)
         self.local.put(endpoint, delta)
+        self.sockets.put(endpoint, store, delta)
         self._unuse_tables(former, now)
 
     def _unuse_tables(self, former: EndpointTables | None, now: float) -> None:

@@ -17,6 +17,7 @@ class Endpoint:
 
     ``ipv4``, ``ipv6`` are canonical text, empty where it has none; ``mac`` is of the pod's end,
     ``host_mac`` of the host's end ``device``, whose index in the node's namespace is ``ifindex``.
+    ``netns_cookie``: of the pod's network namespace (SO_NETNS_COOKIE), 0 where it is not known.
     """
 
     id: int
@@ -31,6 +32,7 @@ class Endpoint:
     host_mac: str
     device: str
     ifindex: int
+    netns_cookie: int = 0
 
     @property
     def key(self) -> tuple[str, str]:

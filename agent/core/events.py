@@ -11,10 +11,13 @@ deleted from the kernel. A rejected object never changes the facts in force.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from identity.ipcache import NamedPort
+from identity.labels import LabelSet
 from policy.model import NetworkPolicy, PolicyKey
+
+REDIRECT_ANNOTATION: Final = "bristle.io/socket-redirect"
 
 
 class ResourceKey(NamedTuple):
@@ -43,6 +46,7 @@ class Pod:
     ports: named container ports, in the order of the containers, native sidecars last.
     phase: `status.phase`, empty when the manifest has none.
     deleted: deletion has begun (`metadata.deletionTimestamp`); the pod still runs.
+    redirect: the annotation `bristle.io/socket-redirect` as it is, empty when there is none.
     """
 
     namespace: str
@@ -56,6 +60,7 @@ class Pod:
     ports: tuple[NamedPort, ...] = ()
     phase: str = ""
     deleted: bool = False
+    redirect: str = ""
 
     @property
     def key(self) -> ResourceKey:
@@ -68,24 +73,106 @@ class Namespace:
 
     labels: always with `kubernetes.io/metadata.name`, which the API server sets on every
         namespace and policies select by.
+    redirect: as a pod's, for those of its pods that have none.
     """
 
     name: str
     labels: Mapping[str, str] = field(default_factory=dict, hash=False)
+    redirect: str = ""
 
     @property
     def key(self) -> ResourceKey:
         return ResourceKey("Namespace", "", self.name)
 
 
-Fact = Pod | Namespace | NetworkPolicy
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A node of the cluster (core/v1).
+
+    addresses: `status.addresses` of types InternalIP and ExternalIP in canonical text, internal
+        ones first, in their order; empty while the kubelet has not told them.
+    pod_cidrs: `spec.podCIDRs` in canonical text, at most one of each family.
+    """
+
+    name: str
+    uid: str = ""
+    addresses: tuple[str, ...] = ()
+    pod_cidrs: tuple[str, ...] = ()
+
+    @property
+    def key(self) -> ResourceKey:
+        return ResourceKey("Node", "", self.name)
+
+
+@dataclass(frozen=True, slots=True)
+class PublishedEndpoint:
+    """What the node of a pod says of it to the other nodes (BristleEndpoint).
+
+    identity: number of a `PublishedIdentity`, or a reserved one.
+    ips: the pod's addresses in canonical text, at most one of each family.
+    node_name: the node that published it; that of this node are its own work.
+    pod_uid: of the pod that it is about; another pod of the same name has another.
+    """
+
+    namespace: str
+    name: str
+    identity: int
+    endpoint: int = 0
+    ips: tuple[str, ...] = ()
+    ports: tuple[NamedPort, ...] = ()
+    node_name: str = ""
+    pod_uid: str = ""
+
+    @property
+    def key(self) -> ResourceKey:
+        return ResourceKey("BristleEndpoint", self.namespace, self.name)
+
+
+@dataclass(frozen=True, slots=True)
+class PublishedIdentity:
+    """A number of the cluster and the label set that it stands for (BristleIdentity).
+
+    unused_since: when it was marked for deletion, because no endpoint had it (RFC 3339); empty: it
+        is in use.
+    """
+
+    number: int
+    labels: LabelSet
+    unused_since: str = ""
+
+    @property
+    def key(self) -> ResourceKey:
+        return ResourceKey("BristleIdentity", "", str(self.number))
+
+
+@dataclass(frozen=True, slots=True)
+class PublishedNode:
+    """How a node's agent says that packets for its pods travel (BristleNode).
+
+    routing_mode: native or tunnel; empty: it does not say, as older agents do not, nor do those
+        that know of no other node.
+    tunnel_port: UDP port of its tunnel; 0: it does not say, or has none.
+    """
+
+    name: str
+    routing_mode: str = ""
+    tunnel_port: int = 0
+
+    @property
+    def key(self) -> ResourceKey:
+        return ResourceKey("BristleNode", "", self.name)
+
+
+Fact = (
+    Pod | Namespace | NetworkPolicy | Node | PublishedEndpoint | PublishedIdentity | PublishedNode
+)
 
 
 def fact_key(fact: Fact) -> ResourceKey:
     """The key of any fact. Policy kinds are named by the policy itself."""
-    if isinstance(fact, Pod | Namespace):
-        return fact.key
-    return ResourceKey(fact.kind, fact.namespace, fact.name)
+    if isinstance(fact, NetworkPolicy):
+        return ResourceKey(fact.kind, fact.namespace, fact.name)
+    return fact.key
 
 
 # ---- events: facts ---------------------------------------------------------------------------
@@ -131,6 +218,118 @@ class PolicyUpserted:
 class PolicyRemoved:
     source: str
     key: PolicyKey
+
+
+@dataclass(frozen=True, slots=True)
+class NodeUpserted:
+    """The node is new, or its addresses or CIDRs have changed."""
+
+    source: str
+    node: Node
+
+
+@dataclass(frozen=True, slots=True)
+class NodeRemoved:
+    source: str
+    key: ResourceKey
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointPublished:
+    """A node says something new of one of its pods. Its own are told to it as well."""
+
+    source: str
+    endpoint: PublishedEndpoint
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointWithdrawn:
+    source: str
+    key: ResourceKey
+
+
+@dataclass(frozen=True, slots=True)
+class IdentityPublished:
+    """A number has a meaning now, or was marked or unmarked. Its labels never change."""
+
+    source: str
+    identity: PublishedIdentity
+
+
+@dataclass(frozen=True, slots=True)
+class IdentityWithdrawn:
+    source: str
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class NodePublished:
+    """A node's agent says something new of how it is reached. Its own are told to it as well."""
+
+    source: str
+    node: PublishedNode
+
+
+@dataclass(frozen=True, slots=True)
+class NodeWithdrawn:
+    source: str
+    key: ResourceKey
+
+
+FactEvent = (
+    PodUpserted
+    | PodRemoved
+    | NamespaceUpserted
+    | NamespaceRemoved
+    | PolicyUpserted
+    | PolicyRemoved
+    | NodeUpserted
+    | NodeRemoved
+    | EndpointPublished
+    | EndpointWithdrawn
+    | IdentityPublished
+    | IdentityWithdrawn
+    | NodePublished
+    | NodeWithdrawn
+)
+
+
+def upserted(source: str, fact: Fact) -> FactEvent:
+    """The event that says that a fact is new or has changed."""
+    match fact:
+        case Pod():
+            return PodUpserted(source, fact)
+        case Namespace():
+            return NamespaceUpserted(source, fact)
+        case Node():
+            return NodeUpserted(source, fact)
+        case PublishedEndpoint():
+            return EndpointPublished(source, fact)
+        case PublishedIdentity():
+            return IdentityPublished(source, fact)
+        case PublishedNode():
+            return NodePublished(source, fact)
+        case NetworkPolicy():
+            return PolicyUpserted(source, fact)
+
+
+def removed(source: str, key: ResourceKey) -> FactEvent:
+    """The event that says that the fact with a key is gone. Policies have the other kinds."""
+    match key.kind:
+        case "Pod":
+            return PodRemoved(source, key)
+        case "Namespace":
+            return NamespaceRemoved(source, key)
+        case "Node":
+            return NodeRemoved(source, key)
+        case "BristleEndpoint":
+            return EndpointWithdrawn(source, key)
+        case "BristleIdentity":
+            return IdentityWithdrawn(source, int(key.name))
+        case "BristleNode":
+            return NodeWithdrawn(source, key)
+        case _:
+            return PolicyRemoved(source, PolicyKey(*key))
 
 
 # ---- events: what could not be used ----------------------------------------------------------
@@ -218,9 +417,6 @@ class SourceFailed:
     reason: str
 
 
-FactEvent = (
-    PodUpserted | PodRemoved | NamespaceUpserted | NamespaceRemoved | PolicyUpserted | PolicyRemoved
-)
 Event = (
     FactEvent
     | ResourceRejected

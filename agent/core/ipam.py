@@ -154,14 +154,33 @@ class AddressPool:
     """
 
     def __init__(self, pod_cidrs: Sequence[str]) -> None:
-        blocks = [_Block(network) for network in _parse(pod_cidrs)]
         self._families: dict[int, _Family] = {}
+        self._foreign: dict[IPAddress, str] = {}  # of blocks that are no longer configured
+        self._owners: dict[str, Allocation] = {}
+        self.set_blocks(pod_cidrs)
+
+    def set_blocks(self, pod_cidrs: Sequence[str]) -> None:
+        """Give out addresses of these blocks from now on.
+
+        Who holds one of a former block keeps it until it is released; then it is forgotten. A block
+        that stays goes on where it was. Raises PoolConfigError, and then has changed nothing.
+        """
+        networks = _parse(pod_cidrs)
+        known = {block.network: block for one in self._families.values() for block in one.blocks}
+        held = dict(self._foreign)
+        rested: list[IPAddress] = []
+        for family in self._families.values():
+            held |= family.taken
+            rested += family.resting
+        self._families = {}
         for version in (4, 6):
-            own = [block for block in blocks if block.network.version == version]
+            own = [known.get(one) or _Block(one) for one in networks if one.version == version]
             if own:
                 self._families[version] = _Family(own)
-        self._foreign: dict[IPAddress, str] = {}  # adopted from blocks no longer configured
-        self._owners: dict[str, Allocation] = {}
+        self._foreign = {}
+        for address, owner in held.items():
+            self._hold(address, owner)
+        self.rest(rested)
 
     def allocate(self, owner: str) -> Allocation:
         """One address of each family for `owner`; the same ones where it holds some already.
@@ -190,12 +209,15 @@ class AddressPool:
         if owner in self._owners:
             self.release(owner)
         for address in wanted:
-            family = self._families.get(address.version)
-            if family is not None and family.contains(address):
-                family.take(address, owner)
-            else:
-                self._foreign[address] = owner
+            self._hold(address, owner)
         return self._record(owner, wanted)
+
+    def _hold(self, address: IPAddress, owner: str) -> None:
+        family = self._families.get(address.version)
+        if family is not None and family.contains(address):
+            family.take(address, owner)
+        else:
+            self._foreign[address] = owner
 
     def release(self, owner: str) -> Allocation | None:
         """Free what `owner` holds; None where it holds nothing (releasing twice is no error)."""

@@ -12,16 +12,28 @@ from dataclasses import dataclass, field
 
 from agent.core.endpoint import Endpoint
 from agent.core.events import (
+    EndpointPublished,
+    EndpointWithdrawn,
     Event,
+    IdentityPublished,
+    IdentityWithdrawn,
     Namespace,
     NamespaceRemoved,
     NamespaceUpserted,
+    Node,
+    NodePublished,
+    NodeRemoved,
+    NodeUpserted,
+    NodeWithdrawn,
     Origin,
     Pod,
     PodRemoved,
     PodUpserted,
     PolicyRemoved,
     PolicyUpserted,
+    PublishedEndpoint,
+    PublishedIdentity,
+    PublishedNode,
     RejectionCleared,
     ResourceIgnored,
     ResourceKey,
@@ -43,12 +55,22 @@ class Changes:
     pods: set[PodKey] = field(default_factory=set)
     namespaces: set[str] = field(default_factory=set)
     policies: set[ResourceKey] = field(default_factory=set)
+    nodes: set[str] = field(default_factory=set)
+    identities: set[int] = field(default_factory=set)
     endpoints: set[int] = field(default_factory=set)
     node_addresses: bool = False
+    tunnel_device: bool = False
 
     def __bool__(self) -> bool:
         return bool(
-            self.pods or self.namespaces or self.policies or self.endpoints or self.node_addresses
+            self.pods
+            or self.namespaces
+            or self.policies
+            or self.nodes
+            or self.identities
+            or self.endpoints
+            or self.node_addresses
+            or self.tunnel_device
         )
 
 
@@ -68,8 +90,15 @@ class Store:
         self.pods: dict[PodKey, Pod] = {}
         self.namespaces: dict[str, Namespace] = {}
         self.policies: dict[ResourceKey, NetworkPolicy] = {}
+        self.nodes: dict[str, Node] = {}
+        self.published: dict[PodKey, PublishedEndpoint] = {}
+        self.identities: dict[int, PublishedIdentity] = {}
+        self.published_nodes: dict[str, PublishedNode] = {}
         self.endpoints: dict[int, Endpoint] = {}
         self.node_addresses: frozenset[str] = frozenset()
+        self.tunnel_device = 0
+        """Index of the tunnel's device; 0: there is none."""
+        self.uplink_addresses: dict[tuple[int, int], str] = {}
         self.rejections: dict[tuple[str, Origin], ResourceRejected] = {}
         self.sources: dict[str, SourceState] = {name: SourceState() for name in sources}
         self._pods_of: dict[str, set[PodKey]] = {}
@@ -98,6 +127,30 @@ class Store:
                 self.put_policy(ResourceKey(policy.kind, policy.namespace, policy.name), policy)
             case PolicyRemoved(key=key):
                 self.put_policy(ResourceKey(key.kind, key.namespace, key.name), None)
+            case NodeUpserted(node=node):
+                self.nodes[node.name] = node
+                self._changes.nodes.add(node.name)
+            case NodeRemoved(key=key):
+                self.nodes.pop(key.name, None)
+                self._changes.nodes.add(key.name)
+            case EndpointPublished(endpoint=endpoint):
+                self.published[endpoint.namespace, endpoint.name] = endpoint
+                self._changes.pods.add((endpoint.namespace, endpoint.name))
+            case EndpointWithdrawn(key=key):
+                self.published.pop((key.namespace, key.name), None)
+                self._changes.pods.add((key.namespace, key.name))
+            case IdentityPublished(identity=identity):
+                self.identities[identity.number] = identity
+                self._changes.identities.add(identity.number)
+            case IdentityWithdrawn(number=number):
+                self.identities.pop(number, None)
+                self._changes.identities.add(number)
+            case NodePublished(node=told):
+                self.published_nodes[told.name] = told
+                self._changes.nodes.add(told.name)
+            case NodeWithdrawn(key=key):
+                self.published_nodes.pop(key.name, None)
+                self._changes.nodes.add(key.name)
             case ResourceRejected(source=source, origin=origin):
                 self.rejections[source, origin] = event
             case RejectionCleared(source=source, origin=origin):
@@ -154,6 +207,18 @@ class Store:
         wanted = frozenset(addresses)
         if wanted != self.node_addresses:
             self.node_addresses = wanted
+            self._changes.node_addresses = True
+
+    def set_tunnel_device(self, index: int) -> None:
+        """The device that tunnels begin and end at."""
+        if index != self.tunnel_device:
+            self.tunnel_device = index
+            self._changes.tunnel_device = True
+
+    def set_uplink_addresses(self, addresses: Mapping[tuple[int, int], str]) -> None:
+        """What pods look like on an uplink: {(ifindex, family 4 or 6): address of the node}."""
+        if addresses != self.uplink_addresses:
+            self.uplink_addresses = dict(addresses)
             self._changes.node_addresses = True
 
     @property

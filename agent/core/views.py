@@ -83,6 +83,22 @@ class PoolUsage:
 
 
 @dataclass(frozen=True, slots=True)
+class SocketRedirectStatus:
+    """mode: the most that is done on this node, `off`, `on` or `all`; detail: why not more.
+    failed_checks: of the self-test. endpoints: how many take part. stalls: connections whose
+    receiver did not get what was redirected to it."""
+
+    enabled: bool = False
+    mode: str = "off"
+    detail: str = ""
+    forced: bool = False
+    cgroup: str = ""
+    stalls: int = 0
+    failed_checks: tuple[str, ...] = ()
+    endpoints: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class AgentStatus:
     """The whole at a glance. `ready` is what readiness probes and `status` report."""
 
@@ -107,6 +123,7 @@ class AgentStatus:
     policies_failed: int = 0
     rejected: int = 0
     events_lost: int = 0
+    socket_redirect: SocketRedirectStatus = SocketRedirectStatus()
 
 
 @dataclass(frozen=True, slots=True)

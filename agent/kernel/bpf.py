@@ -77,13 +77,31 @@ class MapInfo:
 
 
 def map_create(
-    map_type: int, key_size: int, value_size: int, max_entries: int, flags: int, name: str
+    map_type: int,
+    key_size: int,
+    value_size: int,
+    max_entries: int,
+    flags: int,
+    name: str,
+    *,
+    btf: "tuple[int, int, int] | None" = None,
 ) -> int:
-    """Create a map and return its descriptor."""
+    """Create a map and return its descriptor.
+
+    ``btf``: descriptor of a type description, and the ids of key and value in it, where the kernel
+    wants one (storage in sockets).
+    """
+    described = struct.pack("=IIII", 0, *btf) if btf else b""
     attributes = struct.pack(
         "=IIIIIII16s", map_type, key_size, value_size, max_entries, flags, 0, 0, kernel_name(name)
     )
-    return call(Command.MAP_CREATE, attributes, f"map {name}")
+    return call(Command.MAP_CREATE, attributes + described, f"map {name}")
+
+
+def btf_load(blob: bytes, what: str) -> int:
+    """Descriptor of a type description (Documentation/bpf/btf.rst)."""
+    attributes = struct.pack("=QQIIII", pointer(blob), 0, len(blob), 0, 0, 0)
+    return call(Command.BTF_LOAD, attributes, what)
 
 
 def map_info(fd: int) -> MapInfo:
@@ -192,13 +210,17 @@ def program_load(
     *,
     licence: str,
     expected_attach_type: int = 0,
+    attach_btf_id: int = 0,
     log: "ctypes.Array[ctypes.c_char] | None" = None,
     log_level: int = 0,
 ) -> int:
-    """Verify and load a program, 8 bytes per instruction; the verifier writes into ``log``."""
+    """Verify and load a program, 8 bytes per instruction; the verifier writes into ``log``.
+
+    ``attach_btf_id``: the kernel function or tracepoint that a tracing program is for.
+    """
     text = licence.encode() + b"\0"
     attributes = struct.pack(
-        "=IIQQIIQII16sII",
+        "=IIQQIIQII16sII36xI",
         program_type,
         len(instructions) // 8,
         pointer(instructions),
@@ -211,6 +233,7 @@ def program_load(
         kernel_name(name),
         0,
         expected_attach_type,
+        attach_btf_id,
     )
     return call(Command.PROG_LOAD, attributes, f"program {name}")
 
@@ -259,13 +282,42 @@ def program_query(target: int, attach_type: AttachType) -> list[tuple[int, int]]
 
 @dataclass(frozen=True, slots=True)
 class LinkInfo:
-    """struct bpf_link_info. ``ifindex`` is 0 when a TCX link's device is gone."""
+    """struct bpf_link_info. ``ifindex`` is 0 when a TCX link's device is gone; ``cgroup`` is the
+    inode number of the cgroup's folder, 0 for others and when it is gone.
+    """
 
     type: int
     id: int
     program_id: int
     ifindex: int
     attach_type: int
+    cgroup: int = 0
+
+
+def program_attach(program_fd: int, target: int, attach_type: AttachType) -> None:
+    """Attach without a link: to a socket map, which holds the program from then on."""
+    attributes = struct.pack("=IIII", target, program_fd, attach_type, 0)
+    call(Command.PROG_ATTACH, attributes, f"{attach_type.name} of {target}")
+
+
+def tracepoint_attach(program_fd: int) -> int:
+    """Attach a tracing program to the tracepoint that it was loaded for; gives the link."""
+    attributes = struct.pack("=QII", 0, program_fd, 0)
+    return call(Command.RAW_TRACEPOINT_OPEN, attributes, "a tracepoint")
+
+
+def iterator_create(link_fd: int) -> int:
+    """Descriptor to read an iterator's output from, once from the start to the end."""
+    return call(Command.ITER_CREATE, struct.pack("=II", link_fd, 0), "an iterator")
+
+
+def link_create_iterator(program_fd: int, map_fd: int) -> int:
+    """Link of an iterator over the elements of a map."""
+    info = struct.pack("=I", map_fd)
+    attributes = struct.pack(
+        "=IIIIQI", program_fd, 0, AttachType.TRACE_ITER, 0, pointer(info), len(info)
+    )
+    return call(Command.LINK_CREATE, attributes + bytes(20), "an iterator over a map")
 
 
 def link_create(program_fd: int, target: int, attach_type: AttachType) -> int:
@@ -293,14 +345,14 @@ def link_info(fd: int) -> LinkInfo:
     """Where a link is attached and which program it runs."""
     raw = _info(fd, 64, "a link")
     kind, number, program = struct.unpack_from("=III", raw)
-    ifindex, attach = 0, 0
+    ifindex, attach, cgroup = 0, 0, 0
     if kind in (LinkType.TCX, LinkType.NETKIT):
         ifindex, attach = struct.unpack_from("=II", raw, 16)
     elif kind == LinkType.XDP:
         ifindex = struct.unpack_from("=I", raw, 16)[0]
     elif kind == LinkType.CGROUP:
-        attach = struct.unpack_from("=I", raw, 24)[0]
-    return LinkInfo(kind, number, program, ifindex, attach)
+        cgroup, attach = struct.unpack_from("=QI", raw, 16)
+    return LinkInfo(kind, number, program, ifindex, attach, cgroup)
 
 
 def link_fd_by_id(number: int) -> int:

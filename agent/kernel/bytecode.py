@@ -3,8 +3,9 @@
 
 The compiler sees a made-up number in place of each map's descriptor (macro ``<NAME>_FD``).
 ``relocate`` puts the real descriptors in: an instruction BPF_LD_IMM64 with source register 1
-(BPF_PSEUDO_MAP_FD) has the descriptor in its 32-bit immediate (Documentation/bpf/standardization/
-instruction-set.rst, "64-bit immediate instructions"). So the same bytes serve every process.
+(BPF_PSEUDO_MAP_FD: the map) or 2 (BPF_PSEUDO_MAP_VALUE: the address of its only value) has the
+descriptor in its 32-bit immediate (Documentation/bpf/standardization/instruction-set.rst, "64-bit
+immediate instructions"). So the same bytes serve every process.
 """
 
 import base64
@@ -21,7 +22,9 @@ FORMAT: Final = 1
 _PLACEHOLDER: Final = 0x42520000  # far above any descriptor
 _LD_IMM64: Final = 0x18
 _CALL: Final = 0x85
-_MAP_FD: Final = 1  # BPF_PSEUDO_MAP_FD
+_OF_MAP: Final = (1, 2)  # BPF_PSEUDO_MAP_FD, BPF_PSEUDO_MAP_VALUE
+_KFUNC_CALL: Final = 2  # BPF_PSEUDO_KFUNC_CALL
+_KFUNC: Final = 0x40000000  # in the number of a called function: bpf/lib/socket.h, KFUNC_CALL
 _INSTRUCTION: Final = struct.Struct("=BBhi")
 
 
@@ -59,6 +62,10 @@ class Bytecode:
         code = bytearray(self.instructions)
         for offset, name in self._map_loads():
             struct.pack_into("=i", code, offset + 4, descriptors[name])
+        for offset in range(0, len(code), 8):
+            opcode, registers, _, number = _INSTRUCTION.unpack_from(code, offset)
+            if opcode == _CALL and not registers and number & _KFUNC:
+                _INSTRUCTION.pack_into(code, offset, _CALL, _KFUNC_CALL << 4, 0, number & ~_KFUNC)
         return bytes(code)
 
     def encode(self) -> bytes:
@@ -91,7 +98,7 @@ class Bytecode:
             source = registers >> 4
             where = f"instruction {offset // 8}"
             if opcode == _LD_IMM64:
-                if source == _MAP_FD:
+                if source in _OF_MAP:
                     index = immediate - _PLACEHOLDER
                     if not 0 <= index < len(self.maps):
                         raise BytecodeError(f"{where} loads map {immediate:#x}, which none has")

@@ -3,7 +3,7 @@
 
 Everything is pinned below one folder, so it works on without the agent, and a new agent finds it:
 
-    maps/<name>_v<version>     programs/<name>-<digest>     links/uplink-<device>-ingress
+    maps/<name>_v<version>     programs/<name>-<digest>     links/uplink-<device>-<hook>
 
 Called by the loop's thread alone, but for `traffic` and `counters`, which only read.
 """
@@ -14,19 +14,22 @@ import contextlib
 import os
 import secrets
 import struct
+import sys
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from agent.core.conntrack import Lifetimes, expired
+from agent.core.conntrack import Lifetimes, expired, records
 from agent.core.delta import Delta, MapDelta, PolicyDelta, peer_deletes, peer_upserts
 from agent.kernel import bpf, bpffs, clsact
 from agent.kernel.former import Former
-from agent.kernel.links import Outcome
+from agent.kernel.links import Hook
 from agent.kernel.loader import Loader, ProgramSpec
 from agent.kernel.maps import PinnedMap
+from agent.kernel.nat import collect
 from agent.kernel.rtnl import RtnlSocket
+from agent.kernel.socket_redirect import give_up
 from agent.kernel.testrun import SkbContext, TestRun, prog_test_run
 from agent.kernel.uplinks import Uplinks
 from bpf import maps
@@ -35,9 +38,24 @@ from bpf.layouts import Config, CtEntry, CtKey, NumberKey, NumberKind, PolicyKey
 FROM_POD: Final = "from_pod"
 TO_POD: Final = "to_pod"
 FROM_UPLINK: Final = "from_uplink"
-PROGRAMS: Final = (FROM_POD, TO_POD, FROM_UPLINK)
+FROM_TUNNEL: Final = "from_tunnel"
+TO_TUNNEL: Final = "to_tunnel"
+TO_UPLINK: Final = "to_uplink"
+PROGRAMS: Final = (FROM_POD, TO_POD, FROM_UPLINK, FROM_TUNNEL, TO_TUNNEL)
+"""Those that every agent loads; to_uplink only where it masquerades."""
 
-AGENT_MAPS: Final = ("numbers", "peers", "endpoints", "addresses", "devices")
+AGENT_MAPS: Final = (
+    "numbers",
+    "peers",
+    "tunnels",
+    "masquerade_exclude",
+    "masquerade",
+    "endpoints",
+    "addresses",
+    "devices",
+    "socket_endpoints",
+    "namespaces",
+)
 """Small maps whose contents the agent alone decides, in the order in which they are written."""
 
 _U64 = struct.Struct("=Q")
@@ -46,8 +64,18 @@ _U64 = struct.Struct("=Q")
 class Datapath:
     """Open it with `open`, then `load`; `close` leaves everything in force."""
 
-    def __init__(self, bpffs_dir: Path, work_dir: Path, sizes: Mapping[str, int]) -> None:
+    def __init__(
+        self,
+        bpffs_dir: Path,
+        work_dir: Path,
+        sizes: Mapping[str, int],
+        *,
+        masquerade: bool = False,
+    ) -> None:
         self._root = bpffs_dir
+        self._uplink_programs = {Hook.INGRESS: FROM_UPLINK}
+        if masquerade:
+            self._uplink_programs[Hook.EGRESS] = TO_UPLINK
         self._loader = Loader(work_dir)
         self._specs = maps.specs(sizes)
         self._maps: dict[str, PinnedMap[Any, Any]] = {}
@@ -75,24 +103,47 @@ class Datapath:
         self._former.carry_over(self._maps)
         return mounted
 
-    def load(self, trace: bool) -> None:
-        """Compile where needed, and load all programs; attaches nothing. Raises LoadError."""
+    def load(self, trace: bool, tunnel_port: int = 0) -> None:
+        """Compile where needed, and load all programs; attaches nothing. Raises LoadError.
+
+        tunnel_port: UDP port of the tunnel, 0 for none.
+        """
         present = self._maps["config"].lookup(0)
         mark = present.probe_mark if present and present.probe_mark else secrets.randbits(32) | 1
         priority = present.probe_priority if present else 0
-        wanted = Config(mark, priority or secrets.randbits(32) | 1, int(trace))
+        port = int.from_bytes(tunnel_port.to_bytes(2, "big"), sys.byteorder)
+        wanted = Config(mark, priority or secrets.randbits(32) | 1, int(trace), port)
         if present != wanted:
             self._maps["config"].update(0, wanted)
         self._probe = (wanted.probe_mark, wanted.probe_priority)
+        defines: dict[str, int] = {}
+        tables: dict[str, int] = {}
         known = self._former.connections(self._maps)
         if known is not None:
-            defines = {
+            defines |= {
                 "CT_PREVIOUS_BYTES": known.size,
                 "CT_COMMON_BYTES": min(known.size, self._maps["ct"].spec.value.SIZE),
             }
-            tables = {"ct_previous": known.table, "ct_previous_overflow": known.overflow}
+            tables |= {"ct_previous": known.table, "ct_previous_overflow": known.overflow}
+        mappings = self._former.mappings(self._maps) if self.masquerades else None
+        if mappings is not None:
+            out, back = mappings.out_size, mappings.back_size
+            defines |= {
+                "NAT_PREVIOUS_BYTES": out,
+                "NAT_COMMON_BYTES": min(out, self._maps["nat"].spec.value.SIZE),
+                "NAT_PREVIOUS_REVERSE_BYTES": back,
+                "NAT_COMMON_REVERSE_BYTES": min(back, self._maps["nat_reverse"].spec.value.SIZE),
+            }
+            tables |= {"nat_previous": mappings.out, "nat_previous_reverse": mappings.back}
+        if tables:
             self._passing = self._load(defines, tables)
         self._programs = self._load({}, {})
+
+    def masquerade_seed(self) -> int:
+        """What a former agent chose, so that connections find their ports again; else a new one."""
+        for _, source in self._maps["masquerade"].items():
+            return int(source.seed)
+        return secrets.randbits(32)
 
     def take_over(self, attach: Callable[[], None]) -> None:
         """Put this agent's programs in place of a former one's, without a gap: `attach` attaches
@@ -126,10 +177,16 @@ class Datapath:
         self._former.close()
 
     def _load(self, defines: Mapping[str, int], more: Mapping[str, int]) -> dict[str, int]:
-        shared = {name: one.fd for name, one in self._maps.items() if name != "numbers"}
+        shared = self.descriptors()
         pins = None if more else self._root / "programs"
-        specs = [ProgramSpec(name) for name in PROGRAMS]
-        return self._loader.load(specs, defines, {**shared, **more}, pins)
+        names = dict.fromkeys((*PROGRAMS, *self._uplink_programs.values()))
+        features = {"MASQUERADE": int(self.masquerades), **defines}
+        if pins is not None and not self.masquerades:
+            for pin in pins.glob(f"{TO_UPLINK}-*"):
+                pin.unlink(missing_ok=True)
+        return self._loader.load(
+            [ProgramSpec(name) for name in names], features, {**shared, **more}, pins
+        )
 
     def close(self) -> None:
         """Give descriptors back. Programs and maps stay, held by their pins."""
@@ -145,6 +202,10 @@ class Datapath:
     def created(self) -> bool:
         """Whether this datapath is new: no agent has worked here since the pins were made."""
         return self._maps["endpoints"].created
+
+    def descriptors(self) -> dict[str, int]:
+        """Of the maps that programs use, by name."""
+        return {name: one.fd for name, one in self._maps.items() if name != "numbers"}
 
     def map(self, name: str) -> PinnedMap[Any, Any]:
         """One of the maps by its name in bpf.maps."""
@@ -191,21 +252,51 @@ class Datapath:
         with RtnlSocket() as netlink:
             return clsact.attached_many(netlink, devices)
 
-    def program_ids(self) -> tuple[int, int, int]:
-        """Of this agent's programs: from_pod, to_pod, from_uplink."""
-        from_pod, to_pod, from_uplink = self._ids(*PROGRAMS)
-        return from_pod, to_pod, from_uplink
+    def attach_tunnel(self, ifindex: int) -> None:
+        """Both programs at the tunnel's device, which is ours alone as pods' are. RtnlError."""
+        with RtnlSocket() as netlink:
+            clsact.attach_anew(
+                netlink, ifindex, self._programs[FROM_TUNNEL], self._programs[TO_TUNNEL]
+            )
+
+    def tunnel_attached(self, ifindex: int) -> bool:
+        """Whether this agent's programs are the ones at the tunnel's device. Raises RtnlError."""
+        with RtnlSocket() as netlink:
+            return clsact.attached(netlink, ifindex) == self._ids(FROM_TUNNEL, TO_TUNNEL)
+
+    def program_ids(self) -> tuple[int, int]:
+        """Of this agent's programs at pods: from_pod, to_pod."""
+        from_pod, to_pod = self._ids(FROM_POD, TO_POD)
+        return from_pod, to_pod
+
+    def uplink_programs(self) -> dict[Hook, tuple[str, int]]:
+        """Names and ids of this agent's programs at uplinks."""
+        return {hook: (name, self._ids(name)[0]) for hook, name in self._uplink_programs.items()}
 
     def _ids(self, *names: str) -> tuple[int, ...]:
         return tuple(bpf.program_info(self._programs[name]).id for name in names)
 
-    def attach_uplink(self, device: str, ifindex: int) -> Outcome:
-        """The uplink program at a device of the node. Raises LinkError."""
-        return self.uplinks.attach(self._programs[FROM_UPLINK], device, ifindex)
+    @property
+    def masquerades(self) -> bool:
+        """Whether packets are translated on their way out."""
+        return Hook.EGRESS in self._uplink_programs
 
-    def attach_uplink_anew(self, device: str, ifindex: int) -> Outcome:
-        """As `attach_uplink`, where others took it away. Raises LinkError, OSError."""
-        return self.uplinks.attach_anew(self._programs[FROM_UPLINK], device, ifindex)
+    def attach_uplink(self, device: str, ifindex: int) -> None:
+        """The uplink programs at a device of the node: what comes in first, so that no answer is
+        missed. Raises LinkError."""
+        for hook, name in self._uplink_programs.items():
+            self.uplinks.attach(self._programs[name], device, ifindex, hook)
+
+    def attach_uplink_anew(self, device: str, ifindex: int) -> None:
+        """As `attach_uplink`, where others took one away. Raises LinkError, OSError."""
+        for hook, name in self._uplink_programs.items():
+            self.uplinks.attach_anew(self._programs[name], device, ifindex, hook)
+
+    def detach_former_uplinks(
+        self, devices: Collection[str], recorded: Mapping[str, int]
+    ) -> list[str]:
+        """Detach from what is no longer configured; names of the attachments. Raises LinkError."""
+        return self.uplinks.detach_others(devices, recorded, self._uplink_programs)
 
     def pins(self) -> list[tuple[Path, int]]:
         """Every pin of a map or program that this agent holds, and its descriptor."""
@@ -226,6 +317,14 @@ class Datapath:
             self._write_policy(delta.policy)
             self._put("peers", MapDelta(peer_upserts(delta.peers.upserts)))
             self._delete("peers", peer_deletes(delta.peers.deletes))
+            # After the peers that are reached by them: whose packets come is known by then.
+            self._put("tunnels", MapDelta(peer_upserts(delta.tunnels.upserts)))
+            self._delete("tunnels", peer_deletes(delta.tunnels.deletes))
+            # What is excluded is known before anything is translated.
+            self._put("masquerade_exclude", delta.masquerade_exclude)
+            self._put("masquerade", delta.masquerade)
+            self._delete("masquerade", delta.masquerade.deletes)
+            self._delete("masquerade_exclude", delta.masquerade_exclude.deletes)
             # A pod that goes is cut off before its policy goes; one that comes is let in last.
             self._delete("addresses", delta.addresses.deletes)
             self._delete("devices", delta.devices.deletes)
@@ -233,6 +332,11 @@ class Datapath:
             self._delete("endpoints", delta.endpoints.deletes)
             self._put("addresses", delta.addresses)
             self._put("devices", delta.devices)
+            # Sockets of a namespace count once it is known whose they are.
+            self._delete("namespaces", delta.namespaces.deletes)
+            self._put("socket_endpoints", delta.socket_endpoints)
+            self._delete("socket_endpoints", delta.socket_endpoints.deletes)
+            self._put("namespaces", delta.namespaces)
             # A number is forgotten after the last record that has it.
             self._delete("numbers", delta.numbers.deletes)
         except BaseException:
@@ -320,10 +424,22 @@ class Datapath:
                 # CLOCK_MONOTONIC_COARSE, as the programs read it, never runs ahead of this.
                 mask = expired(keys, values, time.monotonic_ns(), endpoints, lifetimes)
                 if mask.any():
-                    dead.append(keys[mask].tobytes())
+                    dead.append(records(keys, mask))
             for batch in dead:
                 removed += one.delete_packed(batch)
         return seen, removed
+
+    def collect_mappings(
+        self, endpoints: Collection[int], addresses: Iterable[bytes], lifetimes: Lifetimes
+    ) -> tuple[int, int]:
+        """As `collect_connections`, for mappings of masqueraded connections; ``addresses`` are
+        those that the node has."""
+        if not self.masquerades:
+            return 0, 0
+        return collect(
+            self._maps["nat"], self._maps["nat_reverse"], endpoints, addresses, lifetimes,
+            self._idle_since,
+        )  # fmt: skip
 
     # ---- reading, from any thread ----------------------------------------------------------------
 
@@ -363,6 +479,7 @@ class Datapath:
         links = bpffs_dir / "links"
         # Here and now: without its last pin a link ends some time later.
         removed = [str(links / name) for name in Uplinks(links).remove(uplinks)]
+        removed += give_up(bpffs_dir)
         for folder in (links, bpffs_dir / "programs", bpffs_dir / "maps"):
             if not folder.is_dir():
                 continue

@@ -32,9 +32,10 @@ from bpf.maps import MapFlag, MapSpec, MapType, Octets, Writer
 log = logging.getLogger(__name__)
 
 CONNECTIONS: Final = ("ct", "ct_overflow")
+MAPPINGS: Final = ("nat", "nat_reverse")
 _ASIDE: Final = "-former-"
 _COUNTED: Final = ("metrics", "counters")
-_DRAWN_FROM: Final = frozenset({*CONNECTIONS, "fragments", "epoch", *_COUNTED})
+_DRAWN_FROM: Final = frozenset({*CONNECTIONS, *MAPPINGS, "fragments", "epoch", *_COUNTED})
 # Peer classes, tables and what endpoints have of them refer to each other by numbers. Programs
 # that know only some of the new ones would find nothing for them, and deny.
 _TOGETHER: Final = ("policy", "peers", "endpoints")
@@ -48,6 +49,16 @@ class Known:
     table: int
     overflow: int
     size: int
+
+
+@dataclass(frozen=True, slots=True)
+class KnownMappings:
+    """Tables of masqueraded connections, as descriptors, and the sizes of their values."""
+
+    out: int
+    back: int
+    out_size: int
+    back_size: int
 
 
 class Former:
@@ -98,6 +109,19 @@ class Former:
         alike = [one for one in overflows if size == one.spec.value.SIZE]
         return Known(tables[0].fd, alike[0].fd if alike else tables[0].fd, size)
 
+    def mappings(self, ours: Mapping[str, PinnedMap[Any, Any]]) -> KnownMappings | None:
+        """As `connections`, for masqueraded ones."""
+        known = []
+        for name in MAPPINGS:
+            one = next(iter(self._maps.get(name, ())), ours[name])
+            if _id(one) > _id(ours[name]) or one.spec.key.SIZE != ours[name].spec.key.SIZE:
+                return None
+            known.append(one)
+        out, back = known
+        if out is ours["nat"] and back is ours["nat_reverse"]:
+            return None
+        return KnownMappings(out.fd, back.fd, out.spec.value.SIZE, back.spec.value.SIZE)
+
     def carry_over(self, ours: Mapping[str, PinnedMap[Any, Any]]) -> None:
         """Take over what must not begin at zero; may be repeated.
 
@@ -116,7 +140,8 @@ class Former:
         What finds no room in a table that is smaller now goes where new connections go then.
         """
         copied = 0
-        for name in (*CONNECTIONS, "fragments"):
+        # The way back first, as the programs make them.
+        for name in (*CONNECTIONS, "fragments", *reversed(MAPPINGS)):
             overflow = ours["ct_overflow"] if name == "ct" else None
             for former in self._maps.get(name, ()):
                 copied += _copy(former, ours[name], overflow)
@@ -218,6 +243,13 @@ def _copy(
             try:
                 copied += _add(target, key, value)
             except MapFull:
+                if ours.name in MAPPINGS:
+                    log.warning(
+                        "map %s is full (%d entries): further masqueraded connections are not"
+                        " carried over",
+                        ours.name, ours.capacity,
+                    )  # fmt: skip
+                    return copied
                 if overflow is None or target is overflow:
                     raise
                 log.warning(

@@ -11,6 +11,7 @@ An ifindex means the device in the calling thread's network namespace.
 
 import errno
 import os
+import time
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -156,7 +157,7 @@ class TcxAttacher:
     def _create(self, program_fd: int, ifindex: int, hook: Hook, pin: Path) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
         try:
-            link = bpf.link_create(program_fd, ifindex, hook.attach_type)
+            link = _linked(program_fd, ifindex, hook)
         except BpfError as error:
             raise _failed(pin.name, ifindex, hook, error) from error
         try:
@@ -224,6 +225,19 @@ def has_tcx() -> bool:
 def attacher(folder: Path) -> Attacher:
     """The best way that this kernel has; ``folder`` for the pins is on a bpffs."""
     return TcxAttacher(folder) if has_tcx() else ClsactAttacher()
+
+
+def _linked(program_fd: int, ifindex: int, hook: Hook) -> int:
+    """A new link. A program is at a hook once only, and a link that lost its pin ends by itself a
+    moment later: so it is waited for."""
+    for pause in (0.01, 0.02, 0.05, 0.1, 0.2, 0.4):
+        try:
+            return bpf.link_create(program_fd, ifindex, hook.attach_type)
+        except BpfError as error:
+            if error.errno != errno.EEXIST:
+                raise
+        time.sleep(pause)
+    return bpf.link_create(program_fd, ifindex, hook.attach_type)
 
 
 def _replace(link: int, old_id: int, program_fd: int, name: str) -> Outcome:

@@ -42,6 +42,8 @@ class ProgramSpec:
     name: str
     type: ProgramType = ProgramType.SCHED_CLS
     attach_type: AttachType = AttachType.NONE
+    attach_to: int = 0
+    """Id of the kernel function in the kernel's BTF, for tracing programs."""
 
 
 class LoadError(Exception):
@@ -254,7 +256,15 @@ def _pinned(spec: ProgramSpec, pin: Path) -> int | None:
 def _fingerprint(spec: ProgramSpec, code: Bytecode, maps: Mapping[str, int]) -> str:
     # A map's id is never given twice until the next boot, which ends all pins too.
     numbers = [(name, bpf.map_info(maps[name]).id) for name in sorted(code.used & maps.keys())]
-    facts = [spec.name, int(spec.type), int(spec.attach_type), LICENCE, code.maps, numbers]
+    facts = [
+        spec.name,
+        int(spec.type),
+        int(spec.attach_type),
+        spec.attach_to,
+        LICENCE,
+        code.maps,
+        numbers,
+    ]
     return hashlib.sha256(repr(facts).encode() + code.instructions).hexdigest()[:32]
 
 
@@ -266,7 +276,12 @@ def _load(spec: ProgramSpec, code: Bytecode, maps: Mapping[str, int]) -> int:
     name = f"bristle_{spec.name}"
     try:
         return bpf.program_load(
-            spec.type, instructions, name, licence=LICENCE, expected_attach_type=spec.attach_type
+            spec.type,
+            instructions,
+            name,
+            licence=LICENCE,
+            expected_attach_type=spec.attach_type,
+            attach_btf_id=spec.attach_to,
         )
     except BpfError as error:
         first = error
@@ -279,6 +294,7 @@ def _load(spec: ProgramSpec, code: Bytecode, maps: Mapping[str, int]) -> int:
             name,
             licence=LICENCE,
             expected_attach_type=spec.attach_type,
+            attach_btf_id=spec.attach_to,
             log=log,
             log_level=1,
         )

@@ -6,6 +6,7 @@ idempotent: an update replaces, a delete of what is absent succeeds. The only mo
 typed keys and values into bytes for the kernel.
 """
 
+import contextlib
 import errno
 import os
 from collections.abc import Callable, Iterable, Iterator
@@ -16,8 +17,9 @@ from typing import Any, Generic, Protocol, Self, TypeVar
 from agent.kernel import batch, bpf
 from agent.kernel.batch import EntryError
 from agent.kernel.bpf import MapInfo
+from agent.kernel.small_btf import KEY_TYPE, VALUE_TYPE, octets_btf
 from agent.kernel.syscall import BpfError
-from bpf.maps import MapSpec
+from bpf.maps import MapSpec, MapType
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -88,10 +90,16 @@ class PinnedMap(Generic[K, V]):
     @classmethod
     def create(cls, spec: MapSpec[K, V]) -> "PinnedMap[K, V]":
         """A new map without a pin. Raises BpfError."""
-        fd = bpf.map_create(
-            spec.type, spec.key.SIZE, spec.value.SIZE, spec.max_entries, spec.flags,
-            f"bri_{spec.name}",
-        )  # fmt: skip
+        with contextlib.ExitStack() as stack:
+            described = None
+            if spec.type is MapType.SK_STORAGE:
+                btf = bpf.btf_load(octets_btf(spec.value.SIZE), f"types of map {spec.name}")
+                stack.callback(os.close, btf)
+                described = (btf, KEY_TYPE, VALUE_TYPE)
+            fd = bpf.map_create(
+                spec.type, spec.key.SIZE, spec.value.SIZE, spec.max_entries, spec.flags,
+                f"bri_{spec.name}", btf=described,
+            )  # fmt: skip
         return cls(spec, fd, None, True)
 
     @classmethod

@@ -61,8 +61,10 @@ SKIP_STATISTICS = 1 << 3  # RTEXT_FILTER_SKIP_STATS: they are most of a link's m
 IFA_ADDRESS, IFA_LOCAL, IFA_FLAGS = 1, 2, 8
 IFA_F_NODAD, IFA_F_NOPREFIXROUTE = 0x02, 0x200
 IFA_F_DADFAILED, IFA_F_TENTATIVE = 0x08, 0x40
+IFA_F_DEPRECATED = 0x20
+IFA_F_SECONDARY = IFA_F_TEMPORARY = 0x01  # of IPv4: not the first of its network; of IPv6
 
-RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_PRIORITY, RTA_TABLE = 1, 4, 5, 6, 15
+RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_PRIORITY, RTA_PREFSRC, RTA_TABLE = 1, 4, 5, 6, 7, 15
 RTNH_F_ONLINK = 0x4
 RTN_UNICAST, RTN_LOCAL, RTN_UNREACHABLE = 1, 2, 7
 RT_TABLE_MAIN = 254
@@ -114,7 +116,8 @@ class InterfaceAddress:
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """A route: `gateway` None for on-link ones, `device` 0 where it has none."""
+    """A route: `gateway` None for on-link ones, `device` 0 where it has none; `source` is the
+    address that the node's own packets get, None where nothing is said."""
 
     destination: IPNetwork | None
     gateway: IPAddress | None
@@ -123,6 +126,7 @@ class Route:
     kind: int
     metric: int
     protocol: int
+    source: IPAddress | None = None
 
 
 def family_of(address: IPAddress | IPNetwork) -> int:
@@ -338,13 +342,34 @@ def unreachable_route(network: IPNetwork, metric: int, install: bool) -> Request
     return Request(RTM_DELROUTE, 0, payload, f"remove unreachable route {network}", gone)
 
 
+def network_route(
+    network: IPNetwork,
+    gateway: IPAddress | None,
+    device: int,
+    source: IPAddress | None,
+    metric: int,
+) -> bytes:
+    """A unicast route, for RTM_NEWROUTE and RTM_DELROUTE; what is not given is left out."""
+    extra = [u32(RTA_PRIORITY, metric)]
+    if gateway is not None:
+        extra.append(attribute(RTA_GATEWAY, gateway.packed))
+    if device:
+        extra.append(u32(RTA_OIF, device))
+    if source is not None:
+        extra.append(attribute(RTA_PREFSRC, source.packed))
+    on_link = gateway is None and bool(device) and network.version == 4
+    return _route(
+        network, family_of(network), *extra, scope=SCOPE_LINK if on_link else SCOPE_UNIVERSE
+    )
+
+
 def read_route(message: Message) -> Route:
     """Parse RTM_NEWROUTE."""
     family, length, _, _, _, protocol, scope, kind, _ = _ROUTE.unpack_from(message.payload)
     found = attributes(message.payload[_ROUTE.size :])
     network: type[IPv4Network] | type[IPv6Network]
     network = IPv4Network if family == AF_INET else IPv6Network
-    gateway = found.get(RTA_GATEWAY)
+    gateway, source = found.get(RTA_GATEWAY), found.get(RTA_PREFSRC)
     return Route(
         destination=network((found[RTA_DST], length)) if RTA_DST in found else None,
         gateway=ip_address(gateway) if gateway else None,
@@ -353,18 +378,23 @@ def read_route(message: Message) -> Route:
         kind=kind,
         metric=number(found, RTA_PRIORITY),
         protocol=protocol,
+        source=ip_address(source) if source else None,
     )
+
+
+def route_to(netlink: RtnlSocket, address: IPAddress) -> Route:
+    """The route that a packet to an address would take. Raises RtnlError where there is none."""
+    payload = _ROUTE.pack(family_of(address), address.max_prefixlen, 0, 0, 0, 0, 0, 0, 0)
+    payload += attribute(RTA_DST, address.packed)
+    return read_route(netlink.get(Request(RTM_GETROUTE, 0, payload, f"find route to {address}")))
 
 
 def is_local(netlink: RtnlSocket, address: IPAddress) -> bool:
     """Would this namespace take a packet to that address for its own?"""
-    payload = _ROUTE.pack(family_of(address), address.max_prefixlen, 0, 0, 0, 0, 0, 0, 0)
-    payload += attribute(RTA_DST, address.packed)
     try:
-        answer = netlink.get(Request(RTM_GETROUTE, 0, payload, f"find route to {address}"))
+        return route_to(netlink, address).kind == RTN_LOCAL
     except RtnlError:
         return False
-    return read_route(answer).kind == RTN_LOCAL
 
 
 def list_routes(netlink: RtnlSocket, family: int, device: int = 0) -> list[Route]:
@@ -379,17 +409,25 @@ def list_routes(netlink: RtnlSocket, family: int, device: int = 0) -> list[Route
 def default_route_mtu() -> int:
     """MTU of the device that packets to anywhere leave by: of the IPv4 default route that is
     preferred, or of the IPv6 one. 0 where there is none. Raises RtnlError."""
+    return next((link.mtu for link in default_route_devices()), 0)
+
+
+def default_route_devices() -> list[Link]:
+    """The devices that packets to anywhere leave by: of the preferred default route of IPv4, and of
+    IPv6 if that is another one. Raises RtnlError."""
+    devices: dict[int, Link] = {}
     with RtnlSocket() as netlink:
-        mtus = {link.index: link.mtu for link in list_links(netlink)}
+        links = {link.index: link for link in list_links(netlink)}
         for family in (AF_INET, AF_INET6):
             found = [
                 route
                 for route in list_routes(netlink, family)
-                if route.destination is None and route.kind == RTN_UNICAST and route.device in mtus
+                if route.destination is None and route.kind == RTN_UNICAST and route.device in links
             ]
             if found:
-                return mtus[min(found, key=lambda route: route.metric).device]
-    return 0
+                link = links[min(found, key=lambda route: route.metric).device]
+                devices[link.index] = link
+    return list(devices.values())
 
 
 def add_neighbour(address: IPAddress, mac: str, device: int) -> Request:

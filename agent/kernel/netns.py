@@ -19,6 +19,8 @@ from typing import Generic, TypeVar
 CLONE_NEWNET = 0x40000000
 NS_GET_NSTYPE = 0xB703
 SO_NETNS_COOKIE = 71
+_SIOCSIFFLAGS = 0x8914
+_IFF_UP = 1
 
 T = TypeVar("T")
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -59,6 +61,16 @@ def own_cookie() -> int:
     """The calling thread's namespace cookie (SO_NETNS_COOKIE): never reused until reboot."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as probe:
         return int(struct.unpack("=Q", probe.getsockopt(socket.SOL_SOCKET, SO_NETNS_COOKIE, 8))[0])
+
+
+def make_own() -> None:
+    """Puts the calling thread into a new namespace, with its loopback up; for good."""
+    if _libc.unshare(CLONE_NEWNET) != 0:
+        code = ctypes.get_errno()
+        raise OSError(code, f"cannot make a network namespace: {os.strerror(code)}")
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as one:
+        # struct ifreq: name, flags (netdevice(7)).
+        fcntl.ioctl(one, _SIOCSIFFLAGS, struct.pack("=16sH22x", b"lo", _IFF_UP))
 
 
 class _Visit(threading.Thread, Generic[T]):

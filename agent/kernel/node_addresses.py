@@ -12,13 +12,15 @@ import os
 import select
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from ipaddress import IPv6Network
 
 from agent.kernel import netlink as nl
 from agent.kernel.rtnl import NETLINK_ROUTE, Message, RtnlSocket, messages
 
 RTMGRP_LINK, RTMGRP_IPV4_IFADDR, RTMGRP_IPV6_IFADDR = 0x1, 0x10, 0x100
+_UNIQUE_LOCAL = IPv6Network("fc00::/7")
 _BUFFER = 4 << 20
 """Bytes of notices that may wait: 110 pods make some 1,000 notices of about 1 KiB each."""
 
@@ -33,6 +35,43 @@ def node_addresses() -> frozenset[nl.IPAddress]:
         return frozenset(
             entry.address for entry in nl.list_addresses(netlink) if _is_reachable(entry)
         )
+
+
+def uplink_addresses(devices: Iterable[str]) -> dict[tuple[int, int], nl.IPAddress]:
+    """What a device's own address is, for each of these that there are: {(ifindex, 4 or 6): it}.
+
+    The global one that was added first, for that is what the kernel's own choice is without more
+    particular wishes; of IPv6 rather a global unicast than a unique local one (RFC 4193). None that
+    is tentative, temporary or about to go.
+    """
+    found: dict[tuple[int, int], nl.IPAddress] = {}
+    with RtnlSocket() as netlink:
+        listed = nl.list_addresses(netlink)
+    for device in devices:
+        try:
+            index = socket.if_nametoindex(device)
+        except OSError:
+            continue  # it may come yet
+        here = [one for one in listed if one.index == index and _is_lasting(one)]
+        found |= {(index, one.version): one for one in _first(here)}
+    return found
+
+
+def _first(addresses: list[nl.InterfaceAddress]) -> Iterator[nl.IPAddress]:
+    """One of each family."""
+    ipv4 = [one for one in addresses if one.address.version == 4]
+    if ipv4:
+        yield min(ipv4, key=lambda one: one.flags & nl.IFA_F_SECONDARY).address
+    # The kernel lists the latest of them first.
+    ipv6 = [one.address for one in reversed(addresses) if one.address.version == 6
+            and not one.flags & nl.IFA_F_TEMPORARY]  # fmt: skip
+    if ipv6:
+        yield min(ipv6, key=lambda one: one in _UNIQUE_LOCAL)
+
+
+def _is_lasting(entry: nl.InterfaceAddress) -> bool:
+    passing = nl.IFA_F_DADFAILED | nl.IFA_F_TENTATIVE | nl.IFA_F_DEPRECATED
+    return entry.scope == nl.SCOPE_UNIVERSE and not entry.flags & passing
 
 
 def _is_reachable(entry: nl.InterfaceAddress) -> bool:

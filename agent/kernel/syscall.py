@@ -38,6 +38,7 @@ class Command(IntEnum):
     MAP_GET_FD_BY_ID = 14
     OBJ_GET_INFO_BY_FD = 15
     PROG_QUERY = 16
+    RAW_TRACEPOINT_OPEN = 17
     BTF_LOAD = 18
     MAP_LOOKUP_AND_DELETE_ELEM = 21
     MAP_FREEZE = 22
@@ -50,6 +51,7 @@ class Command(IntEnum):
     LINK_GET_FD_BY_ID = 30
     LINK_GET_NEXT_ID = 31
     ENABLE_STATS = 32
+    ITER_CREATE = 33
     LINK_DETACH = 34
 
 
@@ -63,6 +65,7 @@ class ProgramType(IntEnum):
     SK_MSG = 16
     RAW_TRACEPOINT = 17
     CGROUP_SOCK_ADDR = 18
+    TRACING = 26
 
 
 class AttachType(IntEnum):
@@ -73,6 +76,8 @@ class AttachType(IntEnum):
     SK_MSG_VERDICT = 7
     CGROUP_INET4_CONNECT = 10
     CGROUP_INET6_CONNECT = 11
+    TRACE_RAW_TP = 23
+    TRACE_ITER = 28
     TCX_INGRESS = 46
     TCX_EGRESS = 47
     NETKIT_PRIMARY = 54

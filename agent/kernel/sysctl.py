@@ -13,12 +13,14 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from agent.state_file import write_durably
 
-ROOT = Path("/proc/sys")
+# In a container that is not privileged /proc/sys is read-only; net/ of it is mounted elsewhere.
+ROOT = Path(os.environ.get("BRISTLE_PROC_SYS") or "/proc/sys")
 
 
 class SysctlError(OSError):
@@ -46,6 +48,22 @@ def write(name: str, value: str, root: Path = ROOT) -> bool:
     except OSError as error:
         raise SysctlError(error.errno, f"cannot set {name} to {value}: {error.strerror}") from error
     return True
+
+
+def local_ports(root: Path = ROOT) -> tuple[int, int]:
+    """First and last port that the node's own connections are given (ip-sysctl)."""
+    first, last = (read("net/ipv4/ip_local_port_range", root) or "32768 60999").split()
+    return int(first), int(last)
+
+
+def reserved_ports(root: Path = ROOT) -> frozenset[int]:
+    """Ports that are not given out by themselves, though they may be in that range."""
+    found: set[int] = set()
+    for part in (read("net/ipv4/ip_local_reserved_ports", root) or "").split(","):
+        first, _, last = part.strip().partition("-")
+        if first:
+            found.update(range(int(first), int(last or first) + 1))
+    return frozenset(found)
 
 
 class SysctlJournal:

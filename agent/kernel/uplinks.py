@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The uplink program at devices of the node: attached, looked for, attached anew, removed.
+"""The uplink programs at devices of the node: attached, looked for, attached anew, removed.
 
 By TCX the pins say where it is attached. Without TCX there are none, and nothing in the kernel
 tells whose agent attached a filter: so the caller writes down the devices, and gives them back as
@@ -28,31 +28,40 @@ class Uplinks:
         """How programs are attached here: `tcx` or `clsact`."""
         return "clsact" if isinstance(self._attacher, ClsactAttacher) else "tcx"
 
-    def attach(self, program_fd: int, device: str, ifindex: int) -> Outcome:
-        """Make the program the one at a device. Raises LinkError."""
-        return self._attacher.attach(program_fd, ifindex, Hook.INGRESS, uplink_name(device))
+    def attach(
+        self, program_fd: int, device: str, ifindex: int, hook: Hook = Hook.INGRESS
+    ) -> Outcome:
+        """Make the program the one at a device's hook. Raises LinkError."""
+        return self._attacher.attach(program_fd, ifindex, hook, uplink_name(device, hook))
 
-    def attach_anew(self, program_fd: int, device: str, ifindex: int) -> Outcome:
+    def attach_anew(
+        self, program_fd: int, device: str, ifindex: int, hook: Hook = Hook.INGRESS
+    ) -> Outcome:
         """As `attach`, after others had their hands in it: what bears the pin's name and is no
         link goes. Raises LinkError, OSError."""
         try:
-            return self.attach(program_fd, device, ifindex)
+            return self.attach(program_fd, device, ifindex, hook)
         except LinkError:
-            (self._folder / uplink_name(device)).unlink(missing_ok=True)
-            return self.attach(program_fd, device, ifindex)
+            (self._folder / uplink_name(device, hook)).unlink(missing_ok=True)
+            return self.attach(program_fd, device, ifindex, hook)
 
-    def program_id(self, device: str, ifindex: int) -> int:
+    def program_id(self, device: str, ifindex: int, hook: Hook = Hook.INGRESS) -> int:
         """Id of the program attached there, 0 for none. Raises RtnlError."""
         try:
-            found = self._attacher.program_id(ifindex, Hook.INGRESS, uplink_name(device))
+            found = self._attacher.program_id(ifindex, hook, uplink_name(device, hook))
         except LinkError:
             return 0  # the pin is no link, or cannot be read
         return found or 0
 
-    def detach_others(self, devices: Collection[str], recorded: Mapping[str, int]) -> list[str]:
-        """Detach the program from all devices but these; names of the attachments that there were.
-        Raises LinkError."""
-        wanted = {uplink_name(device) for device in devices}
+    def detach_others(
+        self,
+        devices: Collection[str],
+        recorded: Mapping[str, int],
+        hooks: Collection[Hook] = (Hook.INGRESS,),
+    ) -> list[str]:
+        """Detach the programs from all but these hooks of these devices; names of the attachments
+        that there were. Raises LinkError."""
+        wanted = {uplink_name(device, hook) for device in devices for hook in hooks}
         gone = []
         for pin in self._pins():
             if pin not in wanted:
@@ -60,8 +69,10 @@ class Uplinks:
                 gone.append(pin)
         if self.mode == "clsact":
             for device, ifindex in recorded.items():
-                if device not in devices and self._detach(device, ifindex):
-                    gone.append(uplink_name(device))
+                for hook in Hook:
+                    name = uplink_name(device, hook)
+                    if name not in wanted and self._detach(device, ifindex, hook):
+                        gone.append(name)
         return gone
 
     def prune(self) -> list[str]:
@@ -78,22 +89,23 @@ class Uplinks:
                 gone.append(pin)
         if self.mode == "clsact":
             for device, ifindex in recorded.items():
-                with contextlib.suppress(LinkError):
-                    if self._detach(device, ifindex):
-                        gone.append(uplink_name(device))
+                for hook in Hook:
+                    with contextlib.suppress(LinkError):
+                        if self._detach(device, ifindex, hook):
+                            gone.append(uplink_name(device, hook))
         return gone
 
-    def _detach(self, device: str, ifindex: int) -> bool:
+    def _detach(self, device: str, ifindex: int, hook: Hook) -> bool:
         """The filter has a handle of our own: where there is none, nothing happens. So the number
         is tried too, for a device that has another name now."""
         indexes = {ifindex}
         with contextlib.suppress(OSError):
             indexes.add(socket.if_nametoindex(device))
         found = False
-        name = uplink_name(device)
+        name = uplink_name(device, hook)
         for index in indexes:
-            if self._attacher.program_id(index, Hook.INGRESS, name) is not None:
-                self._attacher.detach(index, Hook.INGRESS, name)
+            if self._attacher.program_id(index, hook, name) is not None:
+                self._attacher.detach(index, hook, name)
                 found = True
         return found
 
@@ -103,7 +115,7 @@ class Uplinks:
         return sorted(p.name for p in self._folder.iterdir() if p.name.startswith("uplink-"))
 
 
-def uplink_name(device: str) -> str:
+def uplink_name(device: str, hook: Hook = Hook.INGRESS) -> str:
     """Name of an uplink's attachment; pins may not hold every character that devices may."""
     safe = "".join(c if c.isalnum() or c == "-" else f"_{ord(c):02x}" for c in device)
-    return f"uplink-{safe}-ingress"
+    return f"uplink-{safe}-{hook.value[0]}"

@@ -4,15 +4,17 @@
 import tempfile
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from pathlib import Path
+from random import Random
 
 import pytest
-from hypothesis import settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from agent.core.ipam import (
     AddressConflict,
     AddressPool,
+    Allocation,
     IPAddress,
     PoolConfigError,
     PoolExhausted,
@@ -212,3 +214,50 @@ def test_a_large_block_is_bounded() -> None:
         address = pool.allocate("c").ipv6
         assert address == ip_address("fd00::2") + number
         pool.release("c")
+
+
+_BLOCKS = ("10.0.0.0/29", "10.0.1.0/29", "fd00::/125", "fd00:1::/125")
+
+
+@given(st.randoms(use_true_random=False))
+def test_blocks_that_change_take_no_address_away_and_give_none_twice(random: Random) -> None:
+    def some() -> list[str]:
+        return random.sample(_BLOCKS, random.randint(1, 4))
+
+    wanted = some()
+    pool = AddressPool(wanted)
+    held: dict[str, Allocation] = {}
+    for step in range(60):
+        chance = random.random()
+        if chance < 0.15:
+            wanted = some()
+            pool.set_blocks(wanted)
+        elif chance < 0.65:
+            owner = f"o{step}"
+            try:
+                held[owner] = pool.allocate(owner)
+            except PoolExhausted:
+                continue
+            networks = [ip_network(one) for one in wanted]
+            families = {one.version for one in networks}
+            assert {one.version for one in held[owner].addresses} == families
+            for address in held[owner].addresses:
+                assert any(address in one for one in networks if one.version == address.version)
+        elif held:
+            owner = random.choice(sorted(held))
+            assert pool.release(owner) == held.pop(owner)
+        taken = [address for one in held.values() for address in one.addresses]
+        assert len(taken) == len(set(taken))
+        for owner, one in held.items():
+            assert pool.held_by(owner) == one
+            assert all(pool.owner_of(address) == owner for address in one.addresses)
+        inside = [a for a in taken if any(a in ip_network(w) for w in wanted)]
+        assert sum(one.used for one in pool.usage()) == len(inside)
+    for owner in list(held):
+        pool.release(owner)
+    assert not pool._foreign
+    with pytest.raises(PoolConfigError):
+        pool.set_blocks([])
+    assert [cidr for one in pool.usage() for cidr in one.cidrs] == [
+        one for version in (4, 6) for one in wanted if ip_network(one).version == version
+    ]

@@ -5,8 +5,13 @@ from __future__ import annotations
 
 from random import Random
 
+from agent.core.desired import Desired
 from agent.core.endpoint import Endpoint
 from agent.core.events import (
+    EndpointPublished,
+    EndpointWithdrawn,
+    IdentityPublished,
+    IdentityWithdrawn,
     Namespace,
     NamespaceRemoved,
     NamespaceUpserted,
@@ -15,9 +20,12 @@ from agent.core.events import (
     PodUpserted,
     PolicyRemoved,
     PolicyUpserted,
+    PublishedEndpoint,
+    PublishedIdentity,
     ResourceKey,
 )
 from agent.core.store import Store
+from identity.labels import LabelSet
 from policy.model import PolicyKey
 from policy.parse import parse_network_policy
 from tests.unit.policy import worlds
@@ -29,12 +37,50 @@ LOCAL6 = ("fd00::4", "fd00::5")
 REMOTE = ("10.0.0.7", "10.0.0.15", "192.168.1.7", "fd00::9")
 NODE = ("192.168.2.1", "10.0.0.6", "2001:db8::1")
 POLICIES = ("one", "two", "three")
+IDENTITIES = tuple(range(300, 308))
 
 
 def change(random: Random, store: Store) -> None:
     """One event."""
     kinds = (_pod, _pod, _pod, _namespace, _policy, _policy, _endpoint, _endpoint, _node)
     random.choice(kinds)(random, store)
+
+
+def cluster_change(random: Random, store: Store, desired: Desired) -> None:
+    """One event of a cluster: pods here, what nodes published of others, identities."""
+    kinds = (_published, _published, _identity, _identity, _identity)
+    if random.random() < 0.5:
+        random.choice(kinds)(random, store, desired)
+    else:
+        change(random, store)
+
+
+def _published(random: Random, store: Store, desired: Desired) -> None:
+    namespace, name = random.choice(PODS)
+    if random.random() < 0.25:
+        store.apply(EndpointWithdrawn(SOURCE, ResourceKey("BristleEndpoint", namespace, name)))
+        return
+    ips = random.sample(REMOTE, random.randint(0, 2))
+    number = random.choice((5, *IDENTITIES))
+    ports = tuple(random.sample(worlds.NAMED, random.randint(0, 2)))
+    node = random.choice(("here", "there"))
+    published = PublishedEndpoint(namespace, name, number, 1, tuple(ips), ports, node)
+    store.apply(EndpointPublished(SOURCE, published))
+
+
+def _identity(random: Random, store: Store, desired: Desired) -> None:
+    number = random.choice(IDENTITIES)
+    if number in store.identities and random.random() < 0.3:
+        if not desired.identities.references(number):  # else it keeps its meaning for its holders
+            store.apply(IdentityWithdrawn(SOURCE, number))
+        return
+    known = store.identities.get(number)
+    wanted = list(desired.addresses.wanted.values())
+    labels = known.labels if known else LabelSet({f"k8s:n{number}": ""})
+    if known is None and wanted and random.random() < 0.8:
+        labels = random.choice(wanted)
+    unused = random.choice(("", "", "2026-01-01T00:00:00Z"))
+    store.apply(IdentityPublished(SOURCE, PublishedIdentity(number, labels, unused)))
 
 
 def _pod(random: Random, store: Store) -> None:
@@ -131,5 +177,9 @@ def copied(store: Store) -> Store:
         fresh.apply(PodUpserted(SOURCE, pod))
     for namespace in store.namespaces.values():
         fresh.apply(NamespaceUpserted(SOURCE, namespace))
+    for published in reversed(store.published.values()):
+        fresh.apply(EndpointPublished(SOURCE, published))
+    for identity in reversed(store.identities.values()):
+        fresh.apply(IdentityPublished(SOURCE, identity))
     fresh.set_node_addresses(store.node_addresses)
     return fresh

@@ -16,7 +16,8 @@ from bpf.maps import SPECS
 from policy.levels import ANY_PROTOCOL, mask
 from policy.model import Direction
 
-NAMES = ("numbers", "policy", "peers", "endpoints", "addresses", "devices", "epoch")
+NAMES = ("numbers", "policy", "peers", "tunnels", "endpoints", "addresses", "devices", "epoch",
+         "masquerade", "masquerade_exclude", "socket_endpoints", "namespaces")  # fmt: skip
 
 
 class FakeMap:
@@ -82,6 +83,7 @@ class FakeDatapath(Datapath):
 
     def __init__(self, **sizes: int) -> None:
         self.watch: Callable[[], None] = lambda: None
+        self._uplink_programs = {}
         self._maps: dict[str, Any] = {
             name: FakeMap(name, sizes.get(name, 1 << 20), lambda: self.watch()) for name in NAMES
         }
@@ -158,7 +160,12 @@ def wanted(desired: Desired) -> dict[str, dict[bytes, bytes]]:
             for n in range(count)
         },
         "peers": desired.peer_writes(),
+        "tunnels": desired.tunnel_writes(),
         "endpoints": desired.endpoint_writes(),
         "addresses": desired.address_writes(),
         "devices": desired.device_writes(),
+        "masquerade": desired.masquerade.source_writes(),
+        "masquerade_exclude": desired.masquerade.exclude_writes(),
+        "socket_endpoints": desired.sockets.endpoint_writes(),
+        "namespaces": desired.sockets.namespace_writes(),
     }

@@ -13,11 +13,13 @@ from hypothesis import strategies as st
 from agent.core.desired import Desired, EndpointTables
 from agent.core.endpoint import address_bytes
 from agent.core.events import Pod, PodUpserted, PolicyUpserted, ResourceKey
+from agent.core.nodes import NodeBook
 from agent.core.numbers import Numbers
 from agent.core.store import Store
 from bpf.layouts import EndpointPolicy, NumberKind
 from bpf.maps import U32
 from identity.allocator import IdentityAllocator
+from identity.cluster import ClusterIdentities
 from identity.ipcache import PeerClass
 from policy.levels import ANY_PROTOCOL, mask
 from policy.model import Direction
@@ -30,6 +32,7 @@ from tests.unit.core.facts import (
     REMOTE,
     SOURCE,
     change,
+    cluster_change,
     copied,
     endpoint,
 )
@@ -41,9 +44,9 @@ PROBES = tuple((protocol, port) for protocol in (6, 17) for port in (80, 8080))
 Mapping = dict[object, object]
 
 
-def fresh_desired(label_filter: int = 0) -> Desired:
-    numbers = Numbers(60.0)
-    return Desired(IdentityAllocator(), numbers, worlds.FILTERS[label_filter])
+def fresh_desired(label_filter: int = 0, cluster: bool = False) -> Desired:
+    identities = ClusterIdentities() if cluster else IdentityAllocator()
+    return Desired(identities, Numbers(60.0), worlds.FILTERS[label_filter], NodeBook("here"))
 
 
 def meaning(desired: Desired) -> dict[str, object]:
@@ -103,9 +106,9 @@ def table_allows(table: Table | None, peer: PeerClass, protocol: int, port: int)
 class Watched:
     """A desired state whose deltas go to dict maps, watched at every single write."""
 
-    def __init__(self, random: Random) -> None:
+    def __init__(self, random: Random, cluster: bool = False) -> None:
         self.store = Store([SOURCE])
-        self.desired = fresh_desired(random.randrange(2))
+        self.desired = fresh_desired(random.randrange(2), cluster)
         self.datapath = FakeDatapath()
         self.now = 100.0
         self.flush(1)
@@ -221,14 +224,17 @@ def _side(tables: EndpointTables, direction: Direction) -> Table | None:
     return tables.ingress if direction is Direction.INGRESS else tables.egress
 
 
-@settings(max_examples=40, deadline=None)
-@given(st.integers(0, 1 << 32), st.integers(5, 40))
-def test_any_history_ends_as_its_last_facts_alone(seed: int, steps: int) -> None:
+@settings(max_examples=80, deadline=None)
+@given(st.integers(0, 1 << 32), st.integers(5, 40), st.booleans())
+def test_any_history_ends_as_its_last_facts_alone(seed: int, steps: int, cluster: bool) -> None:
     random = Random(seed)
-    world = Watched(random)
+    world = Watched(random, cluster)
     waiting = 0
     for _ in range(steps):
-        change(random, world.store)
+        if cluster:
+            cluster_change(random, world.store, world.desired)
+        else:
+            change(random, world.store)
         waiting += 1
         world.now += random.choice((0.0, 0.1, 1.0, 3.0))
         if random.random() < 0.6:
@@ -240,9 +246,12 @@ def test_any_history_ends_as_its_last_facts_alone(seed: int, steps: int) -> None
     world.now += 100
     world.retire()
 
-    again = Desired(IdentityAllocator(), Numbers(60.0), world.desired.addresses._filter)
+    again = fresh_desired(cluster=cluster)
+    again.addresses._filter = world.desired.addresses._filter
     fresh = copied(world.store)
     again.update(fresh, fresh.take_changes(), 1.0)
+    for mine, others in ((world.desired.addresses, again.addresses),):
+        assert (mine.wanted, mine.unknown) == (others.wanted, others.unknown)
     assert meaning(world.desired) == meaning(again)
     held, expected = world.desired.compiler.sizes(), again.compiler.sizes()
     del held["columns"], expected["columns"]  # a cache, as long as its rules are in use
@@ -283,9 +292,14 @@ def test_nothing_is_left_when_all_facts_are_gone(seed: int, steps: int) -> None:
         "numbers": 2,  # the default routes' classes
         "policy": 0,
         "peers": 2,
+        "tunnels": 0,
         "endpoints": 0,
         "addresses": 0,
         "devices": 0,
+        "masquerade": 0,
+        "masquerade_exclude": 0,
+        "socket_endpoints": 0,
+        "namespaces": 0,
     }
     assert not world.desired.packer.rule_names()
 

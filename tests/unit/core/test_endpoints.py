@@ -89,7 +89,7 @@ class Node:
         self.records = EndpointStore(folder / "endpoints.journal", "boot")
         self.records.open()
         self.manager = EndpointManager(
-            self.loop, self.pool, self.records, cast(PodNetwork, network), 1500
+            self.loop, self.pool, self.records, cast(PodNetwork, network), lambda: 1500
         )
         self.adopted = self.manager.adopt()
         self.thread = threading.Thread(target=self.loop.run)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -428,3 +429,33 @@ def test_a_check_leaves_alone_what_is_to_be_deleted(rigs: Any) -> None:
     rig.do(PolicyUpserted("source", policy("c", 2)))
     table.pop(min(table))
     assert differences(rig) > 0
+
+
+def test_what_looks_after_things_waits_for_quiet_but_not_for_ever(rigs: Any) -> None:
+    rig = rigs()
+    looks: list[float] = []
+
+    def collect(*_: object) -> tuple[int, int]:
+        looks.append(rig.now)
+        return 0, 0
+
+    rig.datapath.collect_connections = collect
+    rig.start()
+    rig.settle(5)
+    looks.clear()
+    begin = rig.now
+    for n in range(200):  # something changes all the time
+        rig.do(PodUpserted("source", pod("c", f"client-{n}", "10.9.0.1")))
+        rig.settle(0.2)
+    assert all(pause >= 15 for pause in _pauses([begin, *looks])), looks
+    assert len(looks) >= 1
+    rig.settle(1)
+    rig.settle(11)
+    busy = len(looks)
+    for _ in range(10):
+        rig.settle(11)
+    assert len(looks) == busy + 10
+
+
+def _pauses(times: list[float]) -> list[float]:
+    return [later - earlier for earlier, later in pairwise(times)]

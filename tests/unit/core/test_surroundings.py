@@ -13,7 +13,7 @@ import pytest
 from agent.cleanup import StartError, only_agent
 from agent.core.store import Store
 from agent.kernel.datapath import Datapath
-from agent.kernel.links import LinkError
+from agent.kernel.links import Hook, LinkError
 from agent.surroundings import Surroundings
 
 
@@ -21,7 +21,7 @@ class FakeUplinks:
     def __init__(self) -> None:
         self.program = 0
 
-    def program_id(self, device: str, ifindex: int) -> int:
+    def program_id(self, device: str, ifindex: int, hook: Hook) -> int:
         return self.program
 
 
@@ -33,8 +33,11 @@ class FakeDatapath:
         self.failure: Exception | None = None
         self.epochs = 0
 
-    def program_ids(self) -> tuple[int, int, int]:
-        return 1, 2, 3
+    def program_ids(self) -> tuple[int, int]:
+        return 1, 2
+
+    def uplink_programs(self) -> dict[Hook, tuple[str, int]]:
+        return {Hook.INGRESS: ("from_uplink", 3)}
 
     def endpoint_programs(self, devices: list[int]) -> dict[int, Any]:
         return {}

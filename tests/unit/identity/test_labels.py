@@ -94,7 +94,7 @@ def test_a_filter_never_takes_the_namespace_and_tells_what_it_hides() -> None:
 
 def test_reserved_identities_are_those_of_the_datapath() -> None:
     header = Path(__file__).parents[3] / "bpf" / "lib" / "layout.h"
-    found = dict(re.findall(r"IDENTITY_(\w+) = (\d+)", header.read_text()))
+    found = dict(re.findall(r"\tIDENTITY_(\w+) = (\d+)", header.read_text()))
     del found["UNKNOWN"]
     assert {name: int(number) for name, number in found.items()} == dict(
         (one.name, one.value) for one in Reserved

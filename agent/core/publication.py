@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What this node has to tell the cluster: of each of its pods, the number and the addresses.
+
+Computed from present facts like everything else: what is published already is a fact, too, so a
+lost write, a restart or a stranger's edit are all seen as a difference. Pure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+from agent.core.desired import Desired
+from agent.core.events import PublishedEndpoint
+from agent.core.store import PodKey, Store
+from identity.labels import LabelSet
+from identity.reserved import CLUSTER_FIRST
+
+
+@dataclass(frozen=True, slots=True)
+class PodPublication:
+    """One pod of this node.
+
+    wanted: what is to be published; None: nothing.
+    observed: what is published, by this node or, for a pod that was elsewhere before, by another.
+    allocate: its labels, which have no number yet. What is published stays until they have.
+    revive: its number and labels, where the number was withdrawn or is marked for deletion.
+    enforced: whether policy decides ingress and egress; for listings.
+    """
+
+    key: PodKey
+    wanted: PublishedEndpoint | None
+    observed: PublishedEndpoint | None
+    allocate: LabelSet | None = None
+    revive: tuple[int, LabelSet] | None = None
+    enforced: tuple[bool, bool] = (False, False)
+
+    @property
+    def settled(self) -> bool:
+        """Nothing is to be done."""
+        return self.wanted == self.observed and self.allocate is None and self.revive is None
+
+
+def publications(
+    keys: Iterable[PodKey], store: Store, desired: Desired, node_name: str
+) -> list[PodPublication]:
+    """What these pods need, sorted by name; pods of other nodes are left out."""
+    found = (publication(key, store, desired, node_name) for key in sorted(set(keys)))
+    return [one for one in found if one is not None]
+
+
+def publication(
+    key: PodKey, store: Store, desired: Desired, node_name: str
+) -> PodPublication | None:
+    """What one pod needs; None: it is none of this node's."""
+    endpoints, observed = store.endpoints_of(key), store.published.get(key)
+    pod = store.pods.get(key)
+    mine = observed is not None and observed.node_name == node_name
+    if not endpoints:
+        return PodPublication(key, None, observed) if mine else None
+    if pod is None or pod.node_name not in ("", node_name):
+        # Its object is gone, and what hangs on it goes with it; or another node has the name now.
+        return PodPublication(key, None, observed) if mine else None
+    number, labels = desired.addresses.identity_of(key), desired.addresses.labels_of(key)
+    allocate = desired.addresses.wanted.get(key)
+    if allocate is not None:
+        return PodPublication(key, observed, observed, allocate)
+    first = endpoints[0]
+    wanted = PublishedEndpoint(
+        namespace=key[0],
+        name=key[1],
+        identity=number,
+        endpoint=first.id,
+        ips=tuple(address for one in endpoints for address in one.addresses),
+        ports=pod.ports,
+        node_name=node_name,
+        pod_uid=pod.uid,
+    )
+    if observed is not None and not (observed.pod_uid and pod.uid):
+        wanted = replace(wanted, pod_uid=observed.pod_uid)
+    fact = store.identities.get(number)
+    lost = number >= CLUSTER_FIRST and (fact is None or bool(fact.unused_since))
+    tables = desired.tables.get(first.id)
+    enforced = (
+        tables is not None and tables.ingress is not None,
+        tables is not None and tables.egress is not None,
+    )
+    revive = (number, labels) if lost else None
+    return PodPublication(key, wanted, observed, None, revive, enforced)
