@@ -1,9 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where facts come from: Kubernetes objects, read from manifests or from an API server.
+"""Kubernetes objects: where facts come from, and what is written to an API server.
 
-Here belong: the translation of raw Kubernetes objects to facts (pure), and the sources that
-deliver events: a watched folder of manifests, later the API server. A source only calls `emit`.
+Here belong: the translation of raw objects to facts (pure), the sources that deliver events (a
+watched folder of manifests, `manifests`; an API server, `cluster`), the way to an API server
+(`access`), and typed operations on what the agent writes there (`resources`, `node`, `notices`,
+`lease`). A source only calls `emit`; a write is one request, made when somebody calls.
 
-Here never belong: decisions about policy, identities or the kernel, and anything that changes
-the store. Nothing below this package knows which source an event came from, but for its name.
+Here never belong: decisions about policy, identities or the kernel, what is to be written and
+when, and anything that changes the store. Nothing below this package knows which source an event
+came from, but for its name.
+
+From an API server's bytes to events: access, wire, translate_wire, following, reflector, cluster.
 """

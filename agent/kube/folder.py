@@ -18,11 +18,11 @@ from typing import NamedTuple
 from agent.core.events import (
     Event,
     Fact,
-    Namespace,
     NamespaceRemoved,
     NamespaceUpserted,
+    NodeRemoved,
+    NodeUpserted,
     Origin,
-    Pod,
     PodRemoved,
     PodUpserted,
     PolicyRemoved,
@@ -32,9 +32,10 @@ from agent.core.events import (
     ResourceKey,
     ResourceRejected,
     fact_key,
+    removed,
+    upserted,
 )
 from agent.kube.translate import Ignored
-from policy.model import PolicyKey
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,12 +161,12 @@ class Folder:
         """Puts the winner's definition in force; the event, if that changes anything."""
         owners = self._owners.get(key)
         if not owners:
-            return _removed(self._source, key) if self._facts.pop(key, None) else None
+            return removed(self._source, key) if self._facts.pop(key, None) else None
         fact = self._files[owners[0]].claims[key].fact
         if self._facts.get(key) == fact:
             return None
         self._facts[key] = fact
-        return _upserted(self._source, fact)
+        return upserted(self._source, fact)
 
     def _newly_ignored(self, old: _File, new: _File) -> list[Event]:
         return [
@@ -251,28 +252,14 @@ _ORDER = {
     kind: rank
     for rank, kind in enumerate(
         (
+            NodeUpserted,
             NamespaceUpserted,
             PolicyUpserted,
             PodUpserted,
             PodRemoved,
             PolicyRemoved,
             NamespaceRemoved,
+            NodeRemoved,
         )
     )
 }
-
-
-def _upserted(source: str, fact: Fact) -> PodUpserted | NamespaceUpserted | PolicyUpserted:
-    if isinstance(fact, Pod):
-        return PodUpserted(source, fact)
-    if isinstance(fact, Namespace):
-        return NamespaceUpserted(source, fact)
-    return PolicyUpserted(source, fact)
-
-
-def _removed(source: str, key: ResourceKey) -> PodRemoved | NamespaceRemoved | PolicyRemoved:
-    if key.kind == "Pod":
-        return PodRemoved(source, key)
-    if key.kind == "Namespace":
-        return NamespaceRemoved(source, key)
-    return PolicyRemoved(source, PolicyKey(*key))

@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A Kubernetes Event on each NetworkPolicy that is not in force as written, with the reason.
+
+Whoever wrote the policy looks there (`kubectl describe networkpolicy`), and not into this node's
+log. Told once for each reason; the API server forgets events after an hour, and so they are told
+again as long as the reason holds.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+from typing import Final
+
+from agent.core.events import ResourceKey
+from agent.kube.errors import ApiError
+
+log = logging.getLogger(__name__)
+
+AGAIN_SECONDS: Final = 1800.0
+KIND: Final = "NetworkPolicy"
+
+
+class PolicyReporter:
+    """snapshot: policies that are not in force, with the reason. report: makes the Event; raises
+    ApiError."""
+
+    def __init__(
+        self,
+        snapshot: Callable[[], Mapping[ResourceKey, str]],
+        report: Callable[[ResourceKey, str], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._snapshot = snapshot
+        self._report = report
+        self._clock = clock
+        self._told: dict[ResourceKey, tuple[str, float]] = {}
+
+    def work(self) -> None:
+        """Tell what is new, or was told long ago."""
+        found, now = self._snapshot(), self._clock()
+        for key in self._told.keys() - found.keys():
+            del self._told[key]
+        for key, reason in sorted(found.items()):
+            told = self._told.get(key)
+            if told is not None and told[0] == reason and told[1] + AGAIN_SECONDS > now:
+                continue
+            try:
+                self._report(key, reason)
+            except ApiError as error:
+                log.warning("no event on %s: %s", key, error)
+                continue  # tried again at the next look
+            self._told[key] = (reason, now)
