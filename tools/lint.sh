@@ -12,7 +12,7 @@ shopt -s nullglob
 bin=.venv/bin
 formatter=clang-format-14 # other versions form some lines in another way
 c_files=(bpf/*.c bpf/lib/*.h cni/*.[ch] bench/native/*.[ch])
-shell_files=(tools/*.sh .ci/run)
+shell_files=(tools/*.sh .ci/run deploy/*.sh vagrant/*.sh vagrant/steps/*.sh)
 failed=()
 
 check() {
@@ -54,7 +54,7 @@ check "mypy" $bin/mypy
 check "import rules" import_rules
 check "clang-format" c_format
 check "gcc warnings" c_warnings
-check "shellcheck" shellcheck "${shell_files[@]}"
+check "shellcheck" shellcheck --external-sources --source-path=SCRIPTDIR/.. "${shell_files[@]}"
 check "layouts" $bin/python tools/generate_layouts.py --check
 check "api stubs" tools/generate_api.sh --check
 check "config docs" $bin/python -m tools.generate_config_docs --check
