@@ -144,9 +144,10 @@ class Admission:
     def _merge(self, changes: Changes, now: float) -> None:
         """Changes without what was taken back of them."""
         later = self._store.take_changes()
-        for name in ("pods", "namespaces", "policies", "endpoints"):
+        for name in ("pods", "namespaces", "policies", "nodes", "identities", "endpoints"):
             getattr(changes, name).update(getattr(later, name))
         changes.node_addresses |= later.node_addresses
+        changes.tunnel_device |= later.tunnel_device
         self._desired.update(self._store, changes, now)
         self._desired.abandon(now)
 

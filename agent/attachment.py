@@ -34,6 +34,7 @@ def endpoint_of(record: EndpointRecord) -> Endpoint:
         host_mac=record.host_mac,
         device=record.host_name,
         ifindex=record.host_ifindex,
+        netns_cookie=record.netns_cookie,
     )
 
 

@@ -30,6 +30,8 @@ class LoopCounters:
     repaired: int = 0
     connections: int = 0
     connections_removed: int = 0
+    mappings: int = 0
+    mappings_removed: int = 0
     gc_seconds: float = 0.0
     last_implementation: float = 0.0  # seconds from an event's arrival to its being in force
 

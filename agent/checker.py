@@ -40,13 +40,16 @@ class Checker:
         found = self._policy_differences()
         for name, wanted in (
             ("peers", desired.peer_writes()),
+            ("tunnels", desired.tunnel_writes()),
             ("endpoints", desired.endpoint_writes()),
             ("addresses", desired.address_writes()),
             ("devices", desired.device_writes()),
+            ("masquerade", desired.masquerade.source_writes()),
+            ("masquerade_exclude", desired.masquerade.exclude_writes()),
         ):
             actual = datapath.raw(name)
             delta = differences(wanted, actual)
-            if name == "peers" and not settled:
+            if name in ("peers", "tunnels") and not settled:
                 delta.deletes.clear()
             for key in [*delta.upserts, *delta.deletes]:
                 found.append(
@@ -153,9 +156,9 @@ def _entries(keys: bytes, values: bytes, pairs: set[Pair]) -> dict[Pair, list[Nu
 
 
 def _key_text(name: str, key: bytes) -> str:
-    from bpf.layouts import PeerKey
+    from bpf.layouts import MasqueradeKey, PeerKey
 
-    if name == "peers":
+    if name in ("peers", "tunnels", "masquerade_exclude"):
         peer = PeerKey.unpack(key)
         address = IPv6Address(peer.address)
         if address.ipv4_mapped and peer.prefix_length >= 96:
@@ -164,6 +167,9 @@ def _key_text(name: str, key: bytes) -> str:
     if name == "addresses":
         address = IPv6Address(key)
         return str(address.ipv4_mapped or address)
+    if name == "masquerade":
+        place = MasqueradeKey.unpack(key)
+        return f"device {place.ifindex}, IPv{place.family}"
     return str(int.from_bytes(key, "little"))
 
 
@@ -172,10 +178,14 @@ def _value_text(name: str, value: bytes | None) -> str:
 
     if value is None:
         return "nothing"
+    if name == "masquerade_exclude":
+        return "excluded"
     kinds = {
         "peers": layouts.Peer,
+        "tunnels": layouts.Tunnel,
         "endpoints": layouts.EndpointPolicy,
         "addresses": layouts.LocalAddress,
         "devices": layouts.Device,
+        "masquerade": layouts.MasqueradeSource,
     }
     return str(kinds[name].unpack(value))  # type: ignore[attr-defined]

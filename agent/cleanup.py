@@ -13,7 +13,9 @@ from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import Final
 
-from agent.kernel import bpffs, sysctl
+from agent import runtime_config
+from agent.interconnect import ROUTES_FILE, recorded_routes
+from agent.kernel import bpffs, node_routes, sysctl, vxlan
 from agent.kernel import netlink as nl
 from agent.kernel.datapath import Datapath
 from agent.kernel.endpoint_store import read_boot_id
@@ -27,9 +29,9 @@ NETWORKS: Final = "networks.json"
 MOUNT: Final = "bpffs-mount"
 _SYSCTLS: Final = "sysctls.json"
 _TAG: Final = "tag"
-_OURS: Final = ("programs", "headers", "spool", "endpoints.journal", "identities.json",
-                "identities.unusable", NETWORKS, UPLINKS, MOUNT, _TAG, "agent.sock",
-                "cni.sock")  # fmt: skip
+_OURS: Final = (ROUTES_FILE, "programs", "headers", "spool", "endpoints.journal", "identities.json",
+                "identities.unusable", NETWORKS, UPLINKS, MOUNT, _TAG, runtime_config.RECORD,
+                "agent.sock", "cni.sock", "selftest.json")  # fmt: skip
 
 
 class StartError(Exception):
@@ -120,12 +122,17 @@ def _cleanup(run_dir: Path, state_dir: Path, bpffs_dir: Path) -> Iterator[str]:
         network = PodNetwork(device_tag(state_dir), lambda _ifindex, _name: None)
         for name in network.remove_devices():
             yield f"device {name}"
+        if vxlan.remove(vxlan.alias_of(device_tag(state_dir))):
+            yield f"device {vxlan.DEVICE}"
+    for destination in node_routes.remove_recorded(recorded_routes(state_dir)):
+        yield f"route to {destination}"
     networks = recorded_networks(state_dir)
     protect_blocks(networks, install=False)
     for block in networks:
         yield f"route to {block}"
     for pin in Datapath.remove(bpffs_dir, recorded_uplinks(state_dir)):
         yield f"pin {pin}"
+    yield from runtime_config.remove(state_dir)
     yield from _unmount(state_dir / MOUNT)
     yield from _restore_sysctls(state_dir / _SYSCTLS)
     for folder in (run_dir, state_dir):

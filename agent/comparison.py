@@ -41,23 +41,28 @@ class Comparison:
         self._datapath = datapath
 
     def difference(self, delete: bool, parts: Collection[str] = EVERYTHING) -> Delta:
-        """What makes these maps equal to what is wanted; without `delete`, columns, peers and
-        numbers that are not wanted stay, for whoever may still use them."""
+        """What makes these maps equal to what is wanted; without `delete`, columns, peers,
+        tunnels and numbers that are not wanted stay, for whoever may still use them."""
         delta = Delta()
         if "policy" in parts:
             delta.policy = self._policy(delete)
         wanted: dict[str, Callable[[], Writes]] = {
             "numbers": self._numbers,
             "peers": self._desired.peer_writes,
+            "tunnels": self._desired.tunnel_writes,
             "endpoints": self._desired.endpoint_writes,
             "addresses": self._desired.address_writes,
             "devices": self._desired.device_writes,
+            "socket_endpoints": self._desired.sockets.endpoint_writes,
+            "namespaces": self._desired.sockets.namespace_writes,
+            "masquerade": self._desired.masquerade.source_writes,
+            "masquerade_exclude": self._desired.masquerade.exclude_writes,
         }
         for name in AGENT_MAPS:
             if name in parts:
                 actual = self._datapath.raw(name)
                 part = differences(wanted[name](), actual)
-                if not delete and name in ("numbers", "peers"):
+                if not delete and name in ("numbers", "peers", "tunnels"):
                     part.deletes.clear()
                 if name == "peers":
                     self._fit_peers(part, actual)

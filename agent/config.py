@@ -17,12 +17,26 @@ from typing import Any, TypeVar, cast
 import click
 
 from agent import config_values as kinds
-from agent.config_values import Kind, Network, shown
+from agent.config_model import (
+    BpfConfig,
+    CniConfig,
+    Config,
+    HealthConfig,
+    IdentityConfig,
+    MasqueradeConfig,
+    PrometheusConfig,
+    RoutingConfig,
+    SocketRedirectConfig,
+    SourceConfig,
+)
+from agent.config_values import Kind, Network, PortRange, shown
 from agent.kube.text import DocumentError
 from agent.kube.yamltext import parse_yaml
 from bpf import maps
 
 _MAX_FILE_BYTES = 1 << 20
+NODE_PORTS = PortRange(30000, 32767)
+"""Of services of type NodePort, unless the API server is told otherwise."""
 
 
 class ConfigError(Exception):
@@ -34,70 +48,16 @@ class ConfigError(Exception):
         self.message = message
 
 
-@dataclass(frozen=True, slots=True)
-class SourceConfig:
-    """Where objects come from. manifests: folder of Kubernetes manifests (standalone mode)."""
-
-    manifests: Path
-
-
-@dataclass(frozen=True, slots=True)
-class BpfConfig:
-    """Sizes of the tables in the kernel, in entries."""
-
-    ct_max: int
-    policy_max: int
-    peers_max: int
-    endpoints_max: int
-
-
-@dataclass(frozen=True, slots=True)
-class IdentityConfig:
-    """Ageing of identities, in seconds.
-
-    gc_interval: between two collections. grace: how long an identity stays that nothing uses.
-    rest: how long the number of a deleted one is not given out again.
-    """
-
-    gc_interval: float
-    grace: float
-    rest: float
-
-
-@dataclass(frozen=True, slots=True)
-class PrometheusConfig:
-    """address: host and port that /metrics and /healthz are served on; None: on none."""
-
-    address: tuple[str, int] | None
-
-
-@dataclass(frozen=True, slots=True)
-class Config:
-    """A complete, valid configuration.
-
-    mtu: of pod devices, in bytes; 0: the least of the uplinks', without uplinks that of the default
-    route's device, and 1500 without that.
-    devices: uplinks, whose traffic from outside is guarded; empty: pods reach only this node.
-    cgroup_root: not used yet, kept for the socket redirect; None: the cgroup2 mount of the host.
-    labels: filter in the form of `identity.labels.LabelFilter.of`; empty: the default filter.
-    """
-
-    node_name: str
-    run_dir: Path
-    state_dir: Path
-    bpffs_dir: Path
-    cgroup_root: Path | None
-    pod_cidrs: tuple[Network, ...]
-    mtu: int
-    devices: tuple[str, ...]
-    source: SourceConfig
-    labels: tuple[str, ...]
-    bpf: BpfConfig
-    identity: IdentityConfig
-    log_level: str
-    trace: bool
-    prometheus: PrometheusConfig
-
+__all__ = [
+    "KEYS",
+    "Config",
+    "ConfigError",
+    "Key",
+    "build",
+    "click_options",
+    "load",
+    "parse",
+]
 
 # ---- the table of keys -----------------------------------------------------------------------
 
@@ -135,9 +95,7 @@ def _host_name() -> str:
 
 
 _TABLE_SIZE = kinds.whole_number(16, 1 << 24)
-_NETWORKS = kinds.list_of(
-    kinds.NETWORK, "a list of networks such as [10.0.0.0/24, fd00:10::/112]", at_least=1
-)
+_NETWORKS = kinds.list_of(kinds.NETWORK, "a list of networks such as [10.0.0.0/24, fd00:10::/112]")
 
 KEYS: tuple[Key, ...] = (
     Key("node_name", kinds.NODE_NAME, "name of this node (default: the host's name)", _host_name),
@@ -159,12 +117,23 @@ KEYS: tuple[Key, ...] = (
         "folder, on a BPF file system, of pinned maps and links",
         Path("/sys/fs/bpf/bristle"),
     ),
-    Key("cgroup_root", kinds.FOLDER, "not used yet: kept for the socket redirect", None),
-    Key("pod_cidrs", _NETWORKS, "networks that pod addresses are taken from, of both families"),
+    Key(
+        "cgroup_root",
+        kinds.FOLDER,
+        "folder of the cgroup (v2) above all pods, for socket redirect; none: the cgroup2 mount",
+        None,
+    ),
+    Key(
+        "pod_cidrs",
+        _NETWORKS,
+        "networks of pod addresses; none: those that the node has in the cluster",
+        (),
+    ),
     Key(
         "mtu",
         kinds.whole_number(1280, 65535, zero=True),
-        "MTU of pod devices; 0: that of the uplink, or of the default route's device",
+        "MTU of pod devices; 0: that of the uplink, or of the default route's device, less 50 for"
+        " a tunnel over IPv4 and 70 over IPv6",
         0,
     ),
     Key(
@@ -173,14 +142,89 @@ KEYS: tuple[Key, ...] = (
         "uplinks of this node; none: pods reach only this node",
         (),
     ),
-    Key("source.manifests", kinds.FOLDER, "folder of Kubernetes manifests, watched"),
+    Key("source.manifests", kinds.FOLDER, "folder of Kubernetes manifests, watched", None),
+    Key("source.kubernetes", kinds.KUBERNETES, "API server of a cluster, watched", None),
+    Key(
+        "routing.mode",
+        kinds.choice("none", "native", "tunnel"),
+        "how other nodes' pods are reached; none: there is one node",
+        "none",
+    ),
+    Key(
+        "routing.tunnel_port",
+        kinds.whole_number(1, 65535),
+        "UDP port of the VXLAN tunnel, the same on all nodes",
+        8472,
+    ),
+    Key(
+        "routing.native_cidrs",
+        kinds.list_of(kinds.NETWORK, "a list of networks such as [10.0.0.0/8]"),
+        "pod networks that are reached without tunnel all the same",
+        (),
+    ),
+    Key(
+        "routing.direct_node_routes",
+        kinds.BOOLEAN,
+        "a route to each other node's pods by its address; off: the network has its own",
+        True,
+    ),
     Key(
         "labels",
         kinds.list_of(kinds.LABEL_PREFIX, "a list of label prefixes"),
         "labels that make identities, by prefix; ! excludes",
         (),
     ),
+    Key(
+        "masquerade.enabled",
+        kinds.BOOLEAN,
+        "pods reach the outside under the node's address",
+        False,
+    ),
+    Key(
+        "masquerade.exclude",
+        kinds.list_of(kinds.ANY_NETWORK, "a list of networks such as [10.0.0.0/8, fd00::/8]"),
+        "destinations outside the cluster that see pods' own addresses",
+        (),
+    ),
+    Key(
+        "masquerade.ports",
+        kinds.PORT_RANGE,
+        "ports for them, which nothing else on this node uses",
+        PortRange(61000, 65535),
+    ),
+    Key(
+        "socket_redirect.enabled",
+        kinds.BOOLEAN,
+        "messages between pods of this node that ask for it go from socket to socket",
+        False,
+    ),
+    Key(
+        "socket_redirect.default",
+        kinds.choice("off", "on", "all"),
+        "for pods without the annotation bristle.io/socket-redirect; on: sockets that never block"
+        " in a call; all: the others, too",
+        "off",
+    ),
+    Key(
+        "socket_redirect.force",
+        kinds.BOOLEAN,
+        "also where the self-test found that this kernel does it wrongly",
+        False,
+    ),
+    Key(
+        "socket_redirect.max_sockets",
+        _TABLE_SIZE,
+        "sockets that take part, two for each connection",
+        maps.SOCKETS.max_entries,
+    ),
+    Key(
+        "socket_redirect.unread_max",
+        kinds.whole_number(4096, 8 << 20),
+        "bytes that may wait in a receiver before the stack is taken, which makes the sender wait",
+        1 << 20,
+    ),
     Key("bpf.ct_max", _TABLE_SIZE, "tracked connections", maps.CT.max_entries),
+    Key("bpf.nat_max", _TABLE_SIZE, "masqueraded connections", maps.NAT.max_entries),
     Key("bpf.policy_max", _TABLE_SIZE, "policy entries", maps.POLICY.max_entries),
     Key("bpf.peers_max", _TABLE_SIZE, "peer prefixes", maps.PEERS.max_entries),
     Key("bpf.endpoints_max", _TABLE_SIZE, "pods of this node", maps.ENDPOINTS.max_entries),
@@ -190,6 +234,22 @@ KEYS: tuple[Key, ...] = (
     Key("log_level", kinds.choice("debug", "info", "warning", "error"), "what is logged", "info"),
     Key("trace", kinds.BOOLEAN, "events for new connections and allowed verdicts too", False),
     Key(
+        "cni.conf_dir", kinds.FOLDER, "folder for the container runtime's file; none: no file", None
+    ),
+    Key("cni.exclusive", kinds.BOOLEAN, "set aside the files of other networks there", False),
+    Key(
+        "cni.version",
+        kinds.choice("0.3.1", "0.4.0", "1.0.0", "1.1.0"),
+        "cniVersion of that file",
+        "1.0.0",
+    ),
+    Key(
+        "health.address",
+        kinds.LISTEN_ADDRESS,
+        "host:port of /healthz and /readyz; empty: not served",
+        None,
+    ),
+    Key(
         "prometheus.address",
         kinds.LISTEN_ADDRESS,
         "host:port of /metrics and /healthz; empty: not served",
@@ -198,10 +258,6 @@ KEYS: tuple[Key, ...] = (
 )
 _BY_NAME = {key.name: key for key in KEYS}
 _SECTIONS = frozenset(key.name.partition(".")[0] for key in KEYS if "." in key.name)
-# Names whose meaning is settled and which are not built yet: better said than "unknown".
-_NOT_YET = {
-    "source.kubernetes": "watching an API server is not built yet; use source.manifests",
-}
 
 
 # ---- reading ---------------------------------------------------------------------------------
@@ -248,14 +304,21 @@ def build(values: Mapping[str, Any]) -> Config:
             full[key.name] = _checked(key, key.find_default())
         else:
             full[key.name] = key.find_default()
+    _check_source(full)
     _check_overlap(full["pod_cidrs"])
     _check_folders(full)
+    _check_masquerade(full)
     flat = {name: value for name, value in full.items() if "." not in name}
     return Config(
         **flat,
         source=SourceConfig(**_section(full, "source")),
+        routing=RoutingConfig(**_section(full, "routing")),
+        masquerade=MasqueradeConfig(**_section(full, "masquerade")),
+        socket_redirect=SocketRedirectConfig(**_section(full, "socket_redirect")),
         bpf=BpfConfig(**_section(full, "bpf")),
         identity=IdentityConfig(**_section(full, "identity")),
+        cni=CniConfig(**_section(full, "cni")),
+        health=HealthConfig(**_section(full, "health")),
         prometheus=PrometheusConfig(**_section(full, "prometheus")),
     )
 
@@ -294,8 +357,6 @@ def _items(mapping: object, name: str) -> list[tuple[str, object]]:
 
 
 def _unknown(name: str) -> str:
-    if name in _NOT_YET:
-        return _NOT_YET[name]
     close = get_close_matches(name, _BY_NAME, n=1)
     return f"unknown key; did you mean {close[0]}?" if close else "unknown key"
 
@@ -326,6 +387,18 @@ def _section(full: Mapping[str, Any], name: str) -> dict[str, Any]:
     return {key[len(prefix) :]: value for key, value in full.items() if key.startswith(prefix)}
 
 
+def _check_source(full: Mapping[str, Any]) -> None:
+    manifests, kubernetes = full["source.manifests"], full["source.kubernetes"]
+    if manifests is None and kubernetes is None:
+        raise ConfigError("source", "is required: source.manifests or source.kubernetes")
+    if manifests is not None and kubernetes is not None:
+        raise ConfigError("source", "manifests and kubernetes exclude each other: give one")
+    if kubernetes is None and not full["pod_cidrs"]:
+        raise ConfigError(
+            "pod_cidrs", f"is required without source.kubernetes: {_NETWORKS.expected}"
+        )
+
+
 def _check_overlap(networks: tuple[Network, ...]) -> None:
     for one, other in combinations(networks, 2):
         if one.version == other.version and cast(Any, one).overlaps(other):
@@ -336,8 +409,17 @@ def _check_folders(full: Mapping[str, Any]) -> None:
     """The agent writes into its folders, and removes them at clean-up: each its own."""
     own = ("run_dir", "state_dir", "bpffs_dir", "source.manifests")
     for one, other in combinations(own, 2):
-        if full[one] == full[other]:
+        if full[one] is not None and full[one] == full[other]:
             raise ConfigError(other, f"is the same folder as {one}: {full[other]}")
+
+
+def _check_masquerade(full: Mapping[str, Any]) -> None:
+    if full["masquerade.ports"].overlaps(NODE_PORTS):
+        raise ConfigError(
+            "masquerade.ports",
+            f"{full['masquerade.ports']} overlaps the range of NodePorts, {NODE_PORTS}: choose"
+            " ports outside of it",
+        )
 
 
 # ---- flags -----------------------------------------------------------------------------------

@@ -42,6 +42,21 @@ class Kind:
     flag: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class PortRange:
+    """Ports from first to last, both included."""
+
+    first: int
+    last: int
+
+    def __str__(self) -> str:
+        return f"{self.first}-{self.last}"
+
+    def overlaps(self, other: "PortRange") -> bool:
+        """Whether a port is in both."""
+        return self.first <= other.last and other.first <= self.last
+
+
 def shown(value: object) -> str:
     """A value for a message: as written, short, and safe to print."""
     if value is None:
@@ -82,7 +97,7 @@ def choice(*names: str) -> Kind:
     return Kind(expected, check)
 
 
-def list_of(kind: Kind, expected: str, *, at_least: int = 0) -> Kind:
+def list_of(kind: Kind, expected: str) -> Kind:
     """Several values of a kind, none twice; as a flag separated by commas, or the flag repeated."""
 
     def check(value: object) -> tuple[Any, ...]:
@@ -94,8 +109,6 @@ def list_of(kind: Kind, expected: str, *, at_least: int = 0) -> Kind:
             if checked in found:
                 raise ValueError(f"{shown(item)} is given twice")
             found.append(checked)
-        if len(found) < at_least:
-            raise ValueError(f"expected {expected}, not an empty list")
         return tuple(found)
 
     def from_text(text: str) -> object:
@@ -163,6 +176,31 @@ def _network(value: object) -> Network:
     return network
 
 
+def _any_network(value: object) -> Network:
+    text = _text(value, ANY_NETWORK.expected)
+    address, slash, length = text.partition("/")
+    try:
+        network = ipaddress.ip_network(text, strict=False)
+        if not slash or not length.isascii() or not length.isdigit() or "%" in address:
+            raise ValueError(text)
+    except ValueError:
+        raise ValueError(f"expected {ANY_NETWORK.expected}, not {shown(text)}") from None
+    if ipaddress.ip_address(address) != network.network_address:
+        raise ValueError(f"{text} has host bits set: write {network}")
+    return network
+
+
+def _port_range(value: object) -> PortRange:
+    text = _text(value, PORT_RANGE.expected)
+    match = re.fullmatch(r"([0-9]{1,5})-([0-9]{1,5})", text)
+    if not match:
+        raise ValueError(f"expected {PORT_RANGE.expected}, not {shown(text)}")
+    first, last = int(match[1]), int(match[2])
+    if not 1024 <= first <= last <= 65535:
+        raise ValueError(f"expected {PORT_RANGE.expected}, within 1024-65535, not {shown(text)}")
+    return PortRange(first, last)
+
+
 def _device(value: object) -> str:
     text = _text(value, DEVICE.expected)
     if not _DEVICE.fullmatch(text) or text in (".", ".."):
@@ -221,10 +259,42 @@ def _listen_address(value: object) -> tuple[str, int] | None:
     return bare, int(port)
 
 
+@dataclass(frozen=True, slots=True)
+class Kubernetes:
+    """How the API server is reached. kubeconfig: None: as pods are, by their service account."""
+
+    kubeconfig: Path | None = None
+
+    def __str__(self) -> str:
+        return str(self.kubeconfig or IN_CLUSTER)
+
+
+def _kubernetes(value: object) -> Kubernetes:
+    if value == IN_CLUSTER:
+        return Kubernetes()
+    if not isinstance(value, dict):
+        raise ValueError(f"expected {KUBERNETES.expected}, not {shown(value)}")
+    if set(value) != {"kubeconfig"}:
+        raise ValueError("expected one key, kubeconfig")
+    return Kubernetes(_folder(value["kubeconfig"]))
+
+
+def _kubernetes_text(text: str) -> object:
+    return text if text == IN_CLUSTER else {"kubeconfig": text}
+
+
+IN_CLUSTER = "in-cluster"
+KUBERNETES = Kind(
+    "in-cluster, or a mapping kubeconfig: FILE (as a flag: the path)",
+    _kubernetes,
+    _kubernetes_text,
+)
 NODE_NAME = Kind("a node name as in Kubernetes (lower case letters, digits, - and .)", _node_name)
 FOLDER = Kind("an absolute path", _folder)
 SOCKET_FOLDER = Kind("an absolute path, short enough for UNIX sockets in it", _socket_folder)
 NETWORK = Kind("a network such as 10.0.0.0/24 or fd00:10::/112", _network)
+ANY_NETWORK = Kind("a network such as 10.0.0.0/8 or fd00::/8", _any_network)
+PORT_RANGE = Kind("a range of ports such as 61000-65535", _port_range)
 DEVICE = Kind("a device name of at most 15 characters", _device)
 LABEL_PREFIX = Kind("a label prefix such as k8s:app or !k8s:version", _label_prefix)
 BOOLEAN = Kind("true or false", _boolean, _boolean_text, flag=True)

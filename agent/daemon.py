@@ -12,14 +12,23 @@ import gc
 import json
 import logging
 import os
-import signal
-import socket
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from ipaddress import ip_network
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from agent import runtime_config
+from agent.applied_config import (
+    check_masquerade,
+    ifindex,
+    ifindex_now,
+    map_sizes,
+    masquerading,
+    node_book,
+    with_uplinks,
+)
 from agent.cleanup import (
     MOUNT,
     NETWORKS,
@@ -31,12 +40,16 @@ from agent.cleanup import (
     recorded_networks,
     recorded_uplinks,
 )
+from agent.cluster.hooks import Hooks, NoPodCidrs
 from agent.config import Config
 from agent.core.desired import Desired
 from agent.core.ipam import AddressPool
+from agent.core.masquerade import MasqueradeBook
 from agent.core.numbers import Numbers
+from agent.core.sockets import Mode, SocketBook
 from agent.core.store import Store
 from agent.endpoints import EndpointManager
+from agent.interconnect import Interconnect
 from agent.kernel import sysctl
 from agent.kernel.bpffs import BpffsError
 from agent.kernel.datapath import Datapath
@@ -44,42 +57,47 @@ from agent.kernel.endpoint_store import EndpointStore, EndpointStoreError, read_
 from agent.kernel.links import LinkError
 from agent.kernel.loader import LoadError
 from agent.kernel.maps import MapError
-from agent.kernel.netlink import default_route_mtu
 from agent.kernel.node_addresses import (
     LinkRemoved,
     NetworkEvent,
     NetworkMonitor,
     node_addresses,
+    uplink_addresses,
 )
 from agent.kernel.podnet import PodNetwork, protect_blocks
 from agent.kernel.rtnl import RtnlError
 from agent.kernel.syscall import BpfError
 from agent.kube.manifests import ManifestSource
 from agent.log_ring import LogRing
-from agent.loop import Loop
+from agent.loop import Loop, LoopStopped
+from agent.mtu import oversized, underlay_mtu
+from agent.redirect import Redirect
 from agent.rpc.cni_server import SOCKET_NAME as CNI_SOCKET
 from agent.rpc.cni_server import CniServer, SocketBusy
 from agent.rpc.server import AgentServer, SocketError
+from agent.signals import set_on_signals
 from agent.state_file import StateFileError, write_durably
 from agent.surroundings import Surroundings
 from agent.telemetry.flows import FlowHub
+from agent.telemetry.progress import Progress
 from agent.telemetry.reader import RingReader
 from agent.view import View
 from bpf.layouts import Counter
 from cni.spool import Spool
 from identity.allocator import IdentityAllocator, SnapshotError
+from identity.cluster import ClusterIdentities
 from identity.labels import DEFAULT, LabelFilter
 
 if TYPE_CHECKING:
-    from agent.telemetry.exposition import MetricsServer
+    from agent.cluster.membership import Membership
+    from agent.telemetry.web import WebServer
 
 __all__ = ["cleanup", "run"]
 
 log = logging.getLogger("bristle")
 
-SOURCE: Final = "manifests"
+MANIFESTS: Final = "manifests"
 NUMBER_REST: Final = 60.0
-_DEFAULT_MTU: Final = 1500
 
 
 def run(config: Config) -> int:
@@ -91,12 +109,12 @@ def run(config: Config) -> int:
         handlers=[logging.StreamHandler(), ring],
     )
     stopping, failed = threading.Event(), threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stopping.set())
+    set_on_signals(stopping)
     try:
         _run(config, stopping, failed, ring)
     except (StartError, BpffsError, MapError, BpfError, LoadError, LinkError, RtnlError,
-            StateFileError, EndpointStoreError, SocketBusy, SocketError) as error:  # fmt: skip
+            StateFileError, EndpointStoreError, SocketBusy, SocketError,
+            sysctl.SysctlError) as error:  # fmt: skip
         log.error("cannot run: %s", error)
         return 1
     return 1 if failed.is_set() else 0
@@ -107,18 +125,37 @@ def _run(config: Config, stopping: threading.Event, failed: threading.Event, rin
         # Folders, and the right to be the only agent on them.
         stack.enter_context(only_agent(config.run_dir, config.state_dir))
         boot_id = read_boot_id()
-        uplinks = {device: _ifindex(device) for device in config.devices}
+        config = with_uplinks(config)
+        check_masquerade(config)
+        progress = Progress()
+        if config.health.address is not None:
+            stack.callback(_serve_health(config.health.address, progress).stop)
+        member = _member(config)
+        try:
+            cidrs = [str(one) for one in config.pod_cidrs]
+            if member is not None:
+                cidrs = list(member.pod_cidrs(stopping, progress.waits))
+        except NoPodCidrs:
+            return
+        uplinks = {device: ifindex(device) for device in config.devices}
 
         # The datapath, as it stands, and this agent's programs.
-        datapath = Datapath(config.bpffs_dir, config.run_dir, _map_sizes(config))
+        datapath = Datapath(
+            config.bpffs_dir,
+            config.run_dir,
+            map_sizes(config),
+            masquerade=config.masquerade.enabled,
+        )
         mounted = datapath.open()
         stack.callback(datapath.close)
         if mounted is not None:
             write_durably(config.state_dir / MOUNT, os.fsencode(mounted))
-        datapath.load(config.trace)
+        tunnelled = config.routing.mode == "tunnel"
+        datapath.load(config.trace, config.routing.tunnel_port if tunnelled else 0)
 
         # State that outlives the process.
-        identities = IdentityAllocator(config.identity.grace, config.identity.rest)
+        allocator = ClusterIdentities if member else IdentityAllocator
+        identities = allocator(config.identity.grace, config.identity.rest)
         identity_file = config.state_dir / "identities.json"
         _restore_identities(identities, identity_file)
         records = EndpointStore(config.state_dir / "endpoints.journal", boot_id)
@@ -132,9 +169,34 @@ def _run(config: Config, stopping: threading.Event, failed: threading.Event, rin
             numbers.avoid(kind, found)
 
         # Facts, what they come to, and the loop that owns both.
-        store = Store([SOURCE])
+        store = Store([member.source if member else MANIFESTS])
         label_filter = LabelFilter.of(config.labels) if config.labels else DEFAULT
-        desired = Desired(identities, numbers, label_filter)
+        book = node_book(config, cidrs, datapath.capacity("tunnels"))
+        masquerade = MasqueradeBook(masquerading(config, cidrs, datapath.masquerade_seed()))
+        redirect = Redirect(
+            config.socket_redirect,
+            datapath,
+            config.cgroup_root,
+            bpffs_dir=config.bpffs_dir,
+            work_dir=config.run_dir,
+            state_dir=config.state_dir,
+            boot_id=boot_id,
+        )
+        redirect.open()
+        stack.callback(redirect.close)
+        sockets = SocketBook(Mode(config.socket_redirect.default), redirect.ceiling)
+        desired = Desired(identities, numbers, label_filter, book, masquerade, sockets)
+        interconnect = Interconnect(
+            book,
+            datapath,
+            store,
+            mode=config.routing.mode,
+            port=config.routing.tunnel_port,
+            mtu=config.mtu,
+            underlay_mtu=lambda: underlay_mtu(config.devices),
+            tag=device_tag(config.state_dir),
+            state_dir=config.state_dir,
+        )
         hub = FlowHub(
             wall_ns=time.time_ns,
             monotonic_ns=time.monotonic_ns,
@@ -149,30 +211,36 @@ def _run(config: Config, stopping: threading.Event, failed: threading.Event, rin
                 identity_file, json.dumps(identities.snapshot()).encode()
             ),
             on_first_sync=lambda: in_force(),
-            surroundings=Surroundings(datapath, store, records, config.devices),
+            surroundings=Surroundings(
+                datapath, store, records, config.devices, further=interconnect.deviations
+            ),
+            follow=interconnect.follow,
+            on_publish=member.changed if member else None,
         )
 
         # The pods' network: what is wired already, and how more is wired.
-        pool = AddressPool([str(network) for network in config.pod_cidrs])
+        pool = AddressPool(cidrs)
         network = PodNetwork(
             device_tag(config.state_dir),
             lambda ifindex, _name: datapath.attach_endpoint(0, ifindex),
         )
-        endpoints = EndpointManager(loop, pool, records, network, _mtu(config))
+        endpoints = EndpointManager(loop, pool, records, network, lambda: interconnect.mtu)
         alive, gone = endpoints.adopt()
         log.info("endpoints: %d adopted, %d gone", alive, gone)
         settings = sysctl.SysctlJournal(config.state_dir / "sysctls.json", boot_id)
         settings.open()
         sysctl.enable_forwarding(settings, config.devices)
-        _protect_blocks(config)
-        watch = _AddressWatch(loop)
+        _protect_blocks(config.state_dir, cidrs)
+        interconnect.open()
+        watch = _AddressWatch(loop, config.devices)
         monitor = NetworkMonitor(watch.on_event)
-        store.set_node_addresses(str(one) for one in node_addresses())
+        watch.read()
 
         def attach() -> None:
             endpoints.reattach()
             for device in config.devices:
-                datapath.attach_uplink(device, _ifindex_now(device))
+                datapath.attach_uplink(device, ifindex_now(device))
+            interconnect.attach()
 
         def in_force() -> None:
             # The maps hold what they must: until now a former agent's programs and maps were in
@@ -180,6 +248,7 @@ def _run(config: Config, stopping: threading.Event, failed: threading.Event, rin
             former = recorded_uplinks(config.state_dir)
             record_uplinks(config.state_dir, former | uplinks)
             datapath.take_over(attach)
+            redirect.attach()
             _detach_former_uplinks(datapath, config, former)
             record_uplinks(config.state_dir, uplinks)
             # What has been made by now stays: the collector need not walk over it again, which
@@ -192,6 +261,10 @@ def _run(config: Config, stopping: threading.Event, failed: threading.Event, rin
         hub.set_names(view.names())
         events = datapath.map("events")
         reader = RingReader.open(events.fd, events.capacity, hub.handle)
+        view.further_problems = lambda: {
+            **interconnect.problems, **oversized(records, interconnect.mtu)
+        }  # fmt: skip
+        view.redirect = redirect
         view.failed_records = lambda: reader.counters.records_failed
         reader.start()
         stack.callback(reader.stop)
@@ -199,11 +272,27 @@ def _run(config: Config, stopping: threading.Event, failed: threading.Event, rin
         thread.start()
         stack.callback(thread.join)
         stack.callback(loop.stop)
+        redirect.start(loop)
+        stack.callback(redirect.stop)
         monitor.start()
         stack.callback(monitor.stop)
-        source = ManifestSource(config.source.manifests, loop.post, name=SOURCE)
-        source.start()
-        stack.callback(source.stop)
+        interconnect.start()
+        stack.callback(interconnect.stop)
+        if member is not None:
+            view.more_problems = member.problems
+
+            def set_blocks(wanted: Sequence[str]) -> None:
+                pool.set_blocks(wanted)
+                book.set_pod_cidrs([ip_network(one) for one in wanted])
+                _protect_blocks(config.state_dir, wanted)
+
+            member.start(loop, Hooks(set_blocks, view.healthy))
+            stack.callback(member.stop)
+        else:
+            assert config.source.manifests is not None
+            source = ManifestSource(config.source.manifests, loop.post, name=MANIFESTS)
+            source.start()
+            stack.callback(source.stop)
         api = AgentServer(view, config.run_dir)
         api.start()
         stack.callback(api.stop)
@@ -215,51 +304,14 @@ def _run(config: Config, stopping: threading.Event, failed: threading.Event, rin
         replayed = cni.start()
         stack.callback(cni.stop)
         view.serving.set()
+        progress.started(view.alive, view.healthy)
+        stack.enter_context(_keep_runtime_file(config, loop))
         log.info("agent of node %s is up; %s", config.node_name, replayed)
         stopping.wait()
         log.info("stopping; the datapath stays in force")
 
 
 # ---- parts -----------------------------------------------------------------------------------
-
-
-def _map_sizes(config: Config) -> dict[str, int]:
-    return {
-        "ct": config.bpf.ct_max,
-        "policy": config.bpf.policy_max,
-        "peers": config.bpf.peers_max,
-        "endpoints": config.bpf.endpoints_max,
-        "devices": config.bpf.endpoints_max,
-        # Two addresses for each pod, and the node's own.
-        "addresses": 2 * config.bpf.endpoints_max + 1024,
-    }
-
-
-def _ifindex(device: str) -> int:
-    try:
-        return socket.if_nametoindex(device)
-    except OSError:
-        raise StartError(
-            f"devices: there is no device {device!r} in this network namespace"
-        ) from None
-
-
-def _ifindex_now(device: str) -> int:
-    """As `_ifindex`, in the loop, which tries again."""
-    try:
-        return _ifindex(device)
-    except StartError as error:
-        raise LinkError(str(error)) from None
-
-
-def _mtu(config: Config) -> int:
-    if config.mtu:
-        return config.mtu
-    mtus = []
-    for device in config.devices:
-        with contextlib.suppress(OSError, ValueError):
-            mtus.append(int(Path(f"/sys/class/net/{device}/mtu").read_text()))
-    return min(mtus, default=0) or default_route_mtu() or _DEFAULT_MTU
 
 
 def _restore_identities(identities: IdentityAllocator, path: Path) -> None:
@@ -277,8 +329,9 @@ class _AddressWatch:
     """Has the loop read the node's addresses again after a change: all of them, because another
     device may have the same one, and once for however many changes came together."""
 
-    def __init__(self, loop: Loop) -> None:
+    def __init__(self, loop: Loop, uplinks: Sequence[str]) -> None:
         self._loop = loop
+        self._uplinks = uplinks
         self._asked = threading.Event()
 
     def on_event(self, event: NetworkEvent) -> None:
@@ -287,38 +340,79 @@ class _AddressWatch:
             self._asked.set()
             self._loop.submit(self._read, in_force=False)
 
+    def read(self) -> None:
+        """Take down what addresses the node has. Raises OSError."""
+        store, places = self._loop.store, uplink_addresses(self._uplinks)
+        store.set_node_addresses(str(one) for one in node_addresses())
+        store.set_uplink_addresses({place: str(one) for place, one in places.items()})
+
     def _read(self) -> None:
         self._asked.clear()  # first: what comes from now on is read by the next one
         try:
-            self._loop.store.set_node_addresses(str(one) for one in node_addresses())
+            self.read()
         except OSError as error:
             log.error("the node's addresses cannot be read: %s", error)
 
 
-def _serve_metrics(address: tuple[str, int], view: View) -> MetricsServer:
-    from agent.telemetry.exposition import MetricsServer
+def _serve_metrics(address: tuple[str, int], view: View) -> WebServer:
+    from agent.telemetry.exposition import metrics_server
 
-    try:
-        server = MetricsServer(*address, view.families, view.healthy)
-    except OSError as error:
-        host, port = address
-        raise StartError(f"prometheus.address: cannot listen on {host}:{port}: {error}") from error
+    with _listening("prometheus.address", address):
+        server = metrics_server(*address, view.families, view.healthy)
     server.start()
     return server
 
 
-def _protect_blocks(config: Config) -> None:
-    """Unreachable routes for the pod CIDRs; those of CIDRs no longer configured go. They are
-    written down, so that `cleanup` knows them without a configuration."""
-    path = config.state_dir / NETWORKS
-    former = recorded_networks(config.state_dir)
-    write_durably(path, json.dumps([str(one) for one in config.pod_cidrs]).encode())
-    protect_blocks([one for one in former if one not in config.pod_cidrs], install=False)
-    protect_blocks(config.pod_cidrs, install=True)
+def _serve_health(address: tuple[str, int], progress: Progress) -> WebServer:
+    from agent.telemetry.health import health_server
+
+    with _listening("health.address", address):
+        server = health_server(*address, {"/healthz": progress.alive, "/readyz": progress.ready})
+    server.start()
+    return server
+
+
+@contextlib.contextmanager
+def _listening(key: str, address: tuple[str, int]) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        host, port = address
+        raise StartError(f"{key}: cannot listen on {host}:{port}: {error}") from error
+
+
+def _keep_runtime_file(config: Config, loop: Loop) -> runtime_config.Keeper:
+    def note(problem: str | None) -> None:
+        with contextlib.suppress(LoopStopped, TimeoutError):
+            loop.call(lambda: loop.note("runtime file", problem), in_force=False)
+
+    return runtime_config.Keeper(
+        config.cni, config.run_dir, config.state_dir, ready=loop.synced, note=note
+    )
+
+
+def _protect_blocks(state_dir: Path, cidrs: Sequence[str]) -> None:
+    """Unreachable routes for the pod CIDRs; those of CIDRs no longer in use go. They are written
+    down, so that `cleanup` knows them without a configuration."""
+    wanted = [ip_network(one) for one in cidrs]
+    former = recorded_networks(state_dir)
+    write_durably(state_dir / NETWORKS, json.dumps(list(map(str, wanted))).encode())
+    protect_blocks([one for one in former if one not in wanted], install=False)
+    protect_blocks(wanted, install=True)
+
+
+def _member(config: Config) -> Membership | None:
+    """This node as a member of a cluster; None in standalone mode. What a cluster needs is only
+    imported there: it costs memory."""
+    if config.source.kubernetes is None:
+        return None
+    from agent.cluster.membership import Membership
+
+    return Membership(config)
 
 
 def _detach_former_uplinks(datapath: Datapath, config: Config, recorded: Mapping[str, int]) -> None:
-    for name in datapath.uplinks.detach_others(config.devices, recorded):
+    for name in datapath.detach_former_uplinks(config.devices, recorded):
         log.info("uplink attachment %s is no longer configured: removed", name)
     for name in datapath.uplinks.prune():
         log.info("attachment %s: its device is gone", name)

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from ipaddress import (
@@ -39,12 +40,17 @@ from cni import results
 from cni.config import Attachment, Command
 from cni.errors import CniError, ErrorCode
 from cni.protocol import Reply, Request, success
+from identity.reserved import Reserved
 
 log = logging.getLogger(__name__)
 
 SYNC_TIMEOUT: Final = 20.0
+SYNC_PAUSE: Final = 0.1
+UNSYNCED: Final = "the agent does not know the cluster's state yet"
 ROLLBACK_TIMEOUT: Final = 10.0
 NETWORK: Final = "network"
+IDENTITY_SECONDS: Final = 0.5
+IDENTITY_PAUSE: Final = 0.004
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +79,7 @@ class EndpointManager:
         pool: AddressPool,
         records: EndpointStore,
         network: PodNetwork,
-        mtu: int,
+        mtu: Callable[[], int],
     ) -> None:
         self._loop = loop
         self._pool = pool
@@ -149,27 +155,26 @@ class EndpointManager:
 
     def _add(self, request: Request, netns_fd: int) -> Reply:
         owner = f"{request.container_id}/{request.ifname}"
-        if not self._loop.synced.wait(SYNC_TIMEOUT):
-            raise CniError(
-                ErrorCode.TRY_AGAIN_LATER, "the agent does not know the cluster's state yet"
-            )
+        self._await_sync()
         addition = _Addition(owner)
         wiring: Wiring | None = None
         try:
             place = self._loop.call(lambda: self._reserve(request, addition), in_force=False)
+            mtu = self._mtu()
             wiring = self._wire(
                 netns_fd,
                 WiringRequest(
                     place.endpoint,
                     owner,
                     request.ifname,
-                    self._mtu,
+                    mtu,
                     place.ipv4,
                     place.ipv6,
                 ),
             )
-            record = self._record_of(request, place, wiring)
+            record = self._record_of(request, place, wiring, mtu)
             self._loop.call(lambda: self._publish(record))
+            self._await_identity(record)
         except BaseException as error:
             self._roll_back(addition, wiring)
             raise as_cni(error) from error
@@ -178,6 +183,42 @@ class EndpointManager:
         return success(
             request, results.merge(request.config.prev_result, result_of(request, record))
         )
+
+    def _await_sync(self) -> None:
+        """Until the cluster's state is known, which takes a moment after the start. Raises CniError
+        when it takes too long, and at once when a source says that it cannot be read: a request
+        that waits holds up others, and removals must go on."""
+        deadline = time.monotonic() + SYNC_TIMEOUT
+        while not self._loop.synced.wait(SYNC_PAUSE):
+            if time.monotonic() > deadline or self._loop.call(self._trouble, in_force=False):
+                self._require_sync(ErrorCode.TRY_AGAIN_LATER)
+
+    def _require_sync(self, code: ErrorCode) -> None:
+        if not self._loop.synced.is_set():
+            trouble = self._loop.call(self._trouble, in_force=False)
+            raise CniError(code, ": ".join(filter(None, (UNSYNCED, trouble))))
+
+    def _trouble(self) -> str:
+        """In the loop: why the cluster's state is not known, as far as sources say."""
+        return "; ".join(
+            f"source {name}: {state.detail}"
+            for name, state in self._loop.store.sources.items()
+            if not (state.synced or state.healthy)
+        )
+
+    def _await_identity(self, record: EndpointRecord) -> None:
+        """A pod's object, or the number of its labels, may come some milliseconds after the runtime
+        asks. Until then the pod is denied, which its first packets need not meet; but a pod
+        that nobody knows is not waited for for ever."""
+        if not record.pod:
+            return
+        key, deadline = (record.namespace, record.pod), time.monotonic() + IDENTITY_SECONDS
+
+        def known() -> bool:
+            return self._loop.desired.addresses.identity_of(key) != Reserved.INIT
+
+        while not self._loop.call(known, in_force=False) and time.monotonic() < deadline:
+            time.sleep(IDENTITY_PAUSE)
 
     def _wire(self, netns_fd: int, wanted: WiringRequest) -> Wiring:
         """One after the other, in order of arrival: the kernel has one lock for all of it, and
@@ -293,6 +334,8 @@ class EndpointManager:
             found = [str(one) for one in check_wiring(netns_fd, record)]
         except OSError as error:
             raise CniError(ErrorCode.CHECK_FAILED, f"{record.owner}: {error}") from error
+        # Until then a former agent's programs are those that must be there.
+        self._require_sync(ErrorCode.TRY_AGAIN_LATER)
         try:
             if not self._loop.datapath.attached(record.host_ifindex):
                 found.append(f"device {record.host_name}: the programs are not attached")
@@ -337,8 +380,7 @@ class EndpointManager:
             raise CniError(ErrorCode.TRY_AGAIN_LATER, "; ".join(failures))
 
     def _status(self) -> None:
-        if not self._loop.synced.is_set():
-            raise CniError(ErrorCode.UNAVAILABLE, "the agent does not know the cluster's state yet")
+        self._require_sync(ErrorCode.UNAVAILABLE)
         problem = self._loop.problems.get("datapath")
         if problem is not None:
             raise CniError(ErrorCode.LIMITED, f"the datapath is not up to date: {problem}")
@@ -348,7 +390,9 @@ class EndpointManager:
                     ErrorCode.UNAVAILABLE, f"no address is left of {', '.join(usage.cidrs)}"
                 )
 
-    def _record_of(self, request: Request, place: _Place, wiring: Wiring) -> EndpointRecord:
+    def _record_of(
+        self, request: Request, place: _Place, wiring: Wiring, mtu: int
+    ) -> EndpointRecord:
         pod = request.pod
         return EndpointRecord(
             endpoint=place.endpoint,
@@ -360,7 +404,7 @@ class EndpointManager:
             host_ifindex=wiring.host_ifindex,
             host_mac=wiring.host_mac,
             pod_mac=wiring.pod_mac,
-            mtu=self._mtu,
+            mtu=mtu,
             ipv4=place.ipv4,
             ipv6=place.ipv6,
             namespace=pod.namespace if pod else "",

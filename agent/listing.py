@@ -50,6 +50,9 @@ class Listing:
             "endpoints": len(self._loop.store.endpoints),
             "ct": self._loop.counters.connections,
         }
+        if datapath.masquerades:
+            entries["nat"] = self._loop.counters.mappings
+            entries["masquerade_exclude"] = len(desired.masquerade.exclude_writes())
         return tuple(
             MapUsage(name, used, datapath.capacity(name)) for name, used in entries.items()
         )

@@ -24,8 +24,10 @@ from agent.comparison import ROUNDS, Comparison
 from agent.core.conntrack import Lifetimes
 from agent.core.delta import Delta
 from agent.core.desired import RETIRE_SECONDS, Desired
+from agent.core.endpoint import address_bytes
 from agent.core.events import Event, ResourceKey, ResourceRejected
-from agent.core.store import Store
+from agent.core.nat import CROWDED
+from agent.core.store import PodKey, Store
 from agent.kernel.datapath import Datapath
 from agent.kernel.links import LinkError
 from agent.kernel.loader import LoadError
@@ -44,9 +46,11 @@ QUIET_SECONDS: Final = 0.5
 PUT_OFF_SECONDS: Final = 15.0
 RETRY_LIMIT: Final = 30.0
 CT_SECONDS: Final = 10.0
+MAPPINGS_SECONDS: Final = 30.0
 SAVE_SECONDS: Final = 1.0
 _QUIET_SHARE: Final = 300  # what took t is not repeated before 300 t
 _NEVER: Final = float("inf")
+_CAN_WAIT: Final = frozenset(("resync", "surroundings", "connections", "identities"))
 _EXPECTED: Final = (MapError, BpfError, AllocatorError, LinkError, LoadError, OSError)
 """What may go wrong with a write. Anything else is a bug, and ends the agent: the datapath stays
 in force, and a restarted agent begins from facts."""
@@ -76,6 +80,8 @@ class Loop:
         save_identities: Callable[[], None],
         on_first_sync: Callable[[], None],
         surroundings: Surroundings | None = None,
+        on_publish: Callable[[set[PodKey]], None] | None = None,
+        follow: Callable[[], None] = lambda: None,
         lifetimes: Lifetimes | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -85,6 +91,8 @@ class Loop:
         self.counters = LoopCounters()
         self.revision = 0
         self.surroundings = surroundings
+        self._follow = follow
+        """Brings in step what lies beside the maps and follows from facts; after every write."""
         self.problems: dict[str, str] = {}
         """What does not work now, by what it concerns."""
         self.synced = threading.Event()
@@ -96,6 +104,7 @@ class Loop:
         self._save_identities = save_identities
         self._saved_revision = desired.identities.revision
         self._on_first_sync = on_first_sync
+        self._on_publish = on_publish
         self._first_try: tuple[float, float, Exception | None] = (0.0, RETRY_SECONDS, None)
         """When it may be repeated, the pause after that, and why it is to be."""
         self._lifetimes = lifetimes or Lifetimes()
@@ -105,7 +114,7 @@ class Loop:
         self._stopping = False
         self._rounds_left: list[frozenset[str]] = []
         self._changed_at = -QUIET_SECONDS
-        self._put_off = 0.0  # since when a due comparison waits
+        self._put_off: dict[str, float] = {}  # since when work that is due waits for quiet
         self._round_seconds = 0.0
         self._unused_released = False
         self._work: dict[str, Callable[[float], float]] = {
@@ -113,6 +122,7 @@ class Loop:
             "resync": self._resync,
             "surroundings": self._attend,
             "connections": self._collect_connections,
+            "mappings": self._collect_mappings,
             "identities": self._collect_identities,
             "save": self._save,
         }
@@ -238,7 +248,7 @@ class Loop:
             added = self.store.endpoints.keys() - self.desired.tables.keys()
             delta = self._admission.take(self._clock())
             overflow = self._admission.overflow()
-            self._note("capacity", overflow)
+            self.note("capacity", overflow)
             if overflow is not None and added and not first:
                 raise CapacityExceeded(overflow)
             self._write(delta, first, compare=overflow is not None)
@@ -246,6 +256,9 @@ class Loop:
             return self._failed(error)
         if first:
             self._first_sync_done()
+        if self._on_publish is not None and self.desired.to_publish:
+            keys, self.desired.to_publish = self.desired.to_publish, set()
+            self._on_publish(keys)
         return None
 
     def _write(self, delta: Delta | None, first: bool, compare: bool) -> None:
@@ -257,6 +270,7 @@ class Loop:
         elif delta:
             self.datapath.apply(delta)
             self.desired.written()
+        self._follow()
         self.problems.pop("datapath", None)
         self.revision += 1
         self.counters.transactions += 1
@@ -269,7 +283,7 @@ class Loop:
     def _failed(self, error: Exception) -> Exception:
         """What of it was written is found by comparison; what was in force still is."""
         self.counters.failures += 1
-        self._note("datapath", str(error))
+        self.note("datapath", str(error))
         log.error("the kernel was not brought up to date: %s", error)
         self._behind = True
         self._rounds_left.clear()
@@ -289,6 +303,7 @@ class Loop:
             resync=now + RETIRE_SECONDS,
             surroundings=now,
             connections=now,
+            mappings=now,
             identities=now + self._identity_gc,
         )
         self.synced.set()
@@ -300,7 +315,8 @@ class Loop:
         self.desired.written()
         return count
 
-    def _note(self, name: str, problem: str | None) -> None:
+    def note(self, name: str, problem: str | None) -> None:
+        """In the loop: what does not work now, by what it concerns; None: it does."""
         self.problems.pop(name, None)
         if problem is not None:
             self.problems[name] = problem
@@ -314,16 +330,29 @@ class Loop:
             now = self._clock()
             if self._due[name] > now:
                 continue
+            if name in _CAN_WAIT and self._wait_for_quiet(name, now):
+                self._due[name] = now + QUIET_SECONDS
+                continue
             try:
                 self._due[name] = work(now)
-                self._note(name, None)
+                self.note(name, None)
             except _EXPECTED as error:
                 if name in ("retire", "resync"):
                     self._failed(error)
                 else:
                     log.error("%s: %s", name, error)
-                self._note(name, str(error))
+                self.note(name, str(error))
                 self._due[name] = now + (RETRY_SECONDS if name == "resync" else RESYNC_SECONDS)
+
+    def _wait_for_quiet(self, name: str, now: float) -> bool:
+        """Facts are on the move and want the loop; what looks after things can wait, but not for
+        ever, and not when the kernel is known to differ."""
+        if not self._behind and now - self._changed_at < QUIET_SECONDS:
+            since = self._put_off.setdefault(name, now)
+            if now - since < PUT_OFF_SECONDS:
+                return True
+        self._put_off.pop(name, None)
+        return False
 
     def _retire(self, now: float) -> float:
         if self._behind:
@@ -337,18 +366,12 @@ class Loop:
         return now + RETIRE_SECONDS if self.desired.retiring else _NEVER
 
     def _resync(self, now: float) -> float:
-        if not self._behind and now - self._changed_at < QUIET_SECONDS:
-            # Facts are on the move and want the loop; the comparison can wait, but not for ever.
-            self._put_off = self._put_off or now
-            if now - self._put_off < PUT_OFF_SECONDS:
-                return now + QUIET_SECONDS
-        self._put_off = 0.0
         if not self._rounds_left:
             self._rounds_left, self._round_seconds = list(ROUNDS), 0.0
         if self._behind:
             self._rounds_left.clear()
             repaired = self.sync_whole(delete=True)
-            self._note("datapath", None)
+            self.note("datapath", None)
         else:
             # One part at a time, with room for events between them.
             repaired = self._comparison.sync(True, self._rounds_left.pop(0))
@@ -383,11 +406,28 @@ class Loop:
         self.counters.gc_seconds += took
         return self._clock() + max(CT_SECONDS, took * _QUIET_SHARE)
 
+    def _collect_mappings(self, now: float) -> float:
+        if not self.datapath.masquerades:
+            return _NEVER
+        seen, removed = self.datapath.collect_mappings(
+            set(self.store.endpoints),
+            map(address_bytes, self.store.node_addresses),
+            self._lifetimes,
+        )
+        took = self._clock() - now
+        self.counters.mappings = seen - removed
+        self.counters.mappings_removed += removed
+        # Those that find no room want it soon, and so does a pod whose mapping lost a half.
+        full = seen > CROWDED * self.datapath.capacity("nat")
+        longest = CT_SECONDS if full else MAPPINGS_SECONDS
+        return self._clock() + min(max(CT_SECONDS, took * _QUIET_SHARE), longest)
+
     def _collect_identities(self, now: float) -> float:
         self.desired.identities.collect(now)
         # Numbers may be free again for those that found none; and numbers of classes, tables and
         # rules have rested.
         self.store.look_again(self.desired.addresses.problems)
+        self.store.look_again(self.desired.addresses.unknown)
         if self.refused and self._admission.retry(now, everything=True):
             self.sync_whole(delete=False)
         self._due["retire"] = min(self._due["retire"], now)

@@ -19,9 +19,9 @@ from typing import Final
 
 from agent.core.store import Store
 from agent.kernel import hostside
-from agent.kernel.datapath import FROM_POD, FROM_UPLINK, TO_POD, Datapath
+from agent.kernel.datapath import FROM_POD, TO_POD, Datapath
 from agent.kernel.endpoint_store import EndpointRecord
-from agent.kernel.links import LinkError
+from agent.kernel.links import Hook, LinkError
 from agent.kernel.pins import pin_again, pin_state
 from agent.kernel.rtnl import DumpInterrupted, Request, RtnlError, RtnlSocket
 
@@ -36,7 +36,7 @@ Repair = Callable[[], object] | tuple[Request, ...]
 
 @dataclass(frozen=True, slots=True)
 class Deviation:
-    """One thing that is not as the agent left it. `where`: programs, pins, routes, neighbours;
+    """One thing that is not as the agent left it. `where`: programs, pins, routes, neighbours, ...;
     `name`: the device and direction, the file, the address."""
 
     where: str
@@ -51,7 +51,7 @@ class Deviation:
 
 class Surroundings:
     """Of one agent. `records` are all wired pods; those that the store does not have any more are
-    being taken down."""
+    being taken down. `further` gives the deviations of what others look after."""
 
     def __init__(
         self,
@@ -60,12 +60,14 @@ class Surroundings:
         records: Iterable[EndpointRecord],
         uplinks: Sequence[str],
         index_of: Callable[[str], int] = socket.if_nametoindex,
+        further: Callable[[], list[Deviation]] = list,
     ) -> None:
         self._datapath = datapath
         self._store = store
         self._records = records
         self._uplinks = uplinks
         self._index_of = index_of
+        self._further = further
         self.gone: frozenset[int] = frozenset()
         """Endpoints whose devices are gone."""
         self.problems: dict[str, str] = {}
@@ -74,7 +76,7 @@ class Surroundings:
 
     def check(self) -> list[Deviation]:
         """All that differs. Raises OSError, RtnlError."""
-        from_pod, to_pod, from_uplink = self._datapath.program_ids()
+        from_pod, to_pod = self._datapath.program_ids()
         records = [one for one in self._records if one.endpoint in self._store.endpoints]
         attached = self._datapath.endpoint_programs([one.host_ifindex for one in records])
         found: list[Deviation] = []
@@ -87,12 +89,13 @@ class Surroundings:
                     found += self._endpoint(record, ids, (from_pod, to_pod))
         self.gone = frozenset(one.endpoint for one in records) - {one.endpoint for one in present}
         for device in self._uplinks:
-            found += self._uplink(device, from_uplink)
+            for hook, (name, number) in self._datapath.uplink_programs().items():
+                found += self._uplink(device, hook, name, number)
         for path, fd in self._datapath.pins():
             state = pin_state(fd, path)
             if state:
                 found.append(Deviation("pins", str(path), "our object", state, _again(fd, path)))
-        return found + _host(present)
+        return found + _host(present) + self._further()
 
     def mend(self, found: Sequence[Deviation]) -> None:
         """Put back what `check` found. What cannot be is in `problems` and in the log; nothing is
@@ -153,7 +156,9 @@ class Surroundings:
             if there != right
         ]  # fmt: skip
 
-    def _uplink(self, device: str, wanted: int) -> list[Deviation]:
+    def _uplink(self, device: str, hook: Hook, program: str, wanted: int) -> list[Deviation]:
+        where = f"{device} {hook.value[0]}"
+
         def repair() -> None:
             try:
                 index = self._index_of(device)
@@ -161,16 +166,16 @@ class Surroundings:
                 raise LinkError(f"there is no device {device}") from error
             self._datapath.attach_uplink_anew(device, index)
 
-        expected = _program(wanted, FROM_UPLINK)
+        expected = _program(wanted, program)
         try:
-            there = self._datapath.uplinks.program_id(device, self._index_of(device))
+            there = self._datapath.uplinks.program_id(device, self._index_of(device), hook)
         except RtnlError:
             raise
         except OSError:
-            return [Deviation(PROGRAMS, f"{device} ingress", expected, "no such device", repair)]
+            return [Deviation(PROGRAMS, where, expected, "no such device", repair)]
         if there == wanted:
             return []
-        return [Deviation(PROGRAMS, f"{device} ingress", expected, _program(there), repair)]
+        return [Deviation(PROGRAMS, where, expected, _program(there), repair)]
 
 
 def _host(present: Sequence[EndpointRecord]) -> list[Deviation]:

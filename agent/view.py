@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import TimeoutError as FutureTimeout
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib import metadata
 from typing import Any, TypeVar
 
@@ -39,11 +39,13 @@ from agent.core.views import (
     PoolUsage,
     Problem,
     SelectorInfo,
+    SocketRedirectStatus,
     SourceStatus,
 )
 from agent.inspection import Inspector
 from agent.listing import Listing, texts
 from agent.loop import Loop, LoopStopped
+from agent.redirect import Redirect
 from agent.telemetry.flows import FlowHub, Names
 from agent.telemetry.metrics import (
     Family,
@@ -80,6 +82,11 @@ class View:
         self._started = time.monotonic()
         self.serving = threading.Event()
         """Set once CNI requests are answered; until then the agent is not ready."""
+        self.further_problems: Callable[[], Mapping[str, str]] = dict
+        """Of what others look after, by what it concerns."""
+        self.redirect: Redirect | None = None
+        self.more_problems: Callable[[], Mapping[str, str]] = dict
+        """The same, of what the cluster cannot be told."""
         self.failed_records: Callable[[], int] = lambda: 0
         """Events that the reader could not hand on."""
         label_filter = LabelFilter.of(config.labels) if config.labels else DEFAULT
@@ -155,6 +162,8 @@ class View:
                 self._hub.counters.undecodable + self.failed_records(),
             )
         )
+        if self.redirect is not None:
+            families += self.redirect.families()
         families += agent_families(self.status(), self.endpoints(), self.identities())
         done = loop.counters
         families += work_families(
@@ -163,6 +172,7 @@ class View:
             done.repaired,
             {"manifests": done.last_implementation},
             loop.surroundings.mended if loop.surroundings is not None else {},
+            (done.mappings, done.mappings_removed),
         )
         return families
 
@@ -179,6 +189,15 @@ class View:
         yield write("metrics.json", [asdict(one) for one in self.metrics()])
 
         yield DumpFile("agent.log", "".join(f"{line}\n" for line in self._log()).encode())
+
+    def alive(self) -> tuple[bool, str]:
+        """For a liveness probe: whether the loop answers; before the cluster's state is known,
+        too."""
+        try:
+            self._ask(lambda: None)
+        except NotReady as error:
+            return False, str(error)
+        return True, "ok"
 
     def healthy(self) -> tuple[bool, str]:
         """For /healthz: whether policy is in force and the loop answers, and a line of text."""
@@ -203,10 +222,19 @@ class View:
         problems = [Problem(name, text) for name, text in loop.problems.items()]
         if loop.surroundings is not None:
             problems += [Problem(*one) for one in loop.surroundings.problems.items()]
+        problems += [Problem(*one) for one in self.further_problems().items()]
+        problems += [Problem(*one) for one in loop.desired.nodes.problems.items()]
         problems += [Problem(str(key), one.reason) for key, one in loop.refused.items()]
         problems += [
             Problem(f"pod {'/'.join(key)}", text)
             for key, text in loop.desired.addresses.problems.items()
+        ]
+        problems += [Problem(*one) for one in self.more_problems().items()]
+        if self.redirect is not None:
+            problems += [Problem(*one) for one in self.redirect.problems().items()]
+        problems += [
+            Problem(f"endpoint {number}", text)
+            for number, text in loop.desired.sockets.problems.items()
         ]
         problems += [
             Problem(f"source {name}", state.detail)
@@ -243,7 +271,13 @@ class View:
             policies_failed=len(loop.refused),
             rejected=len(store.rejections),
             events_lost=loop.datapath.counters()[Counter.COUNTER_EVENTS_LOST],
+            socket_redirect=self._socket_redirect(),
         )
+
+    def _socket_redirect(self) -> SocketRedirectStatus:
+        if self.redirect is None:
+            return SocketRedirectStatus()
+        return replace(self.redirect.status, endpoints=self._loop.desired.sockets.users)
 
     # ---- inside ----------------------------------------------------------------------------------
 

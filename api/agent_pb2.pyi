@@ -121,8 +121,28 @@ class PoolUsage(_message.Message):
     capacity: float
     def __init__(self, family: _Optional[str] = ..., cidr: _Optional[str] = ..., used: _Optional[int] = ..., capacity: _Optional[float] = ...) -> None: ...
 
+class SocketRedirectStatus(_message.Message):
+    __slots__ = ("enabled", "mode", "detail", "forced", "cgroup", "stalls", "failed_checks", "endpoints")
+    ENABLED_FIELD_NUMBER: _ClassVar[int]
+    MODE_FIELD_NUMBER: _ClassVar[int]
+    DETAIL_FIELD_NUMBER: _ClassVar[int]
+    FORCED_FIELD_NUMBER: _ClassVar[int]
+    CGROUP_FIELD_NUMBER: _ClassVar[int]
+    STALLS_FIELD_NUMBER: _ClassVar[int]
+    FAILED_CHECKS_FIELD_NUMBER: _ClassVar[int]
+    ENDPOINTS_FIELD_NUMBER: _ClassVar[int]
+    enabled: bool
+    mode: str
+    detail: str
+    forced: bool
+    cgroup: str
+    stalls: int
+    failed_checks: _containers.RepeatedScalarFieldContainer[str]
+    endpoints: int
+    def __init__(self, enabled: _Optional[bool] = ..., mode: _Optional[str] = ..., detail: _Optional[str] = ..., forced: _Optional[bool] = ..., cgroup: _Optional[str] = ..., stalls: _Optional[int] = ..., failed_checks: _Optional[_Iterable[str]] = ..., endpoints: _Optional[int] = ...) -> None: ...
+
 class AgentStatus(_message.Message):
-    __slots__ = ("ready", "version", "node_name", "pid", "uptime_seconds", "policy_revision", "policy_epoch", "attach_mode", "sources", "problems", "maps", "pools", "devices", "endpoints", "endpoints_pending", "endpoints_failed", "identities", "policies", "policies_failed", "rejected", "events_lost")
+    __slots__ = ("ready", "version", "node_name", "pid", "uptime_seconds", "policy_revision", "policy_epoch", "attach_mode", "sources", "problems", "maps", "pools", "devices", "endpoints", "endpoints_pending", "endpoints_failed", "identities", "policies", "policies_failed", "rejected", "events_lost", "socket_redirect")
     READY_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     NODE_NAME_FIELD_NUMBER: _ClassVar[int]
@@ -144,6 +164,7 @@ class AgentStatus(_message.Message):
     POLICIES_FAILED_FIELD_NUMBER: _ClassVar[int]
     REJECTED_FIELD_NUMBER: _ClassVar[int]
     EVENTS_LOST_FIELD_NUMBER: _ClassVar[int]
+    SOCKET_REDIRECT_FIELD_NUMBER: _ClassVar[int]
     ready: bool
     version: str
     node_name: str
@@ -165,7 +186,8 @@ class AgentStatus(_message.Message):
     policies_failed: int
     rejected: int
     events_lost: int
-    def __init__(self, ready: _Optional[bool] = ..., version: _Optional[str] = ..., node_name: _Optional[str] = ..., pid: _Optional[int] = ..., uptime_seconds: _Optional[float] = ..., policy_revision: _Optional[int] = ..., policy_epoch: _Optional[int] = ..., attach_mode: _Optional[str] = ..., sources: _Optional[_Iterable[_Union[SourceStatus, _Mapping]]] = ..., problems: _Optional[_Iterable[_Union[Problem, _Mapping]]] = ..., maps: _Optional[_Iterable[_Union[MapUsage, _Mapping]]] = ..., pools: _Optional[_Iterable[_Union[PoolUsage, _Mapping]]] = ..., devices: _Optional[_Iterable[str]] = ..., endpoints: _Optional[int] = ..., endpoints_pending: _Optional[int] = ..., endpoints_failed: _Optional[int] = ..., identities: _Optional[int] = ..., policies: _Optional[int] = ..., policies_failed: _Optional[int] = ..., rejected: _Optional[int] = ..., events_lost: _Optional[int] = ...) -> None: ...
+    socket_redirect: SocketRedirectStatus
+    def __init__(self, ready: _Optional[bool] = ..., version: _Optional[str] = ..., node_name: _Optional[str] = ..., pid: _Optional[int] = ..., uptime_seconds: _Optional[float] = ..., policy_revision: _Optional[int] = ..., policy_epoch: _Optional[int] = ..., attach_mode: _Optional[str] = ..., sources: _Optional[_Iterable[_Union[SourceStatus, _Mapping]]] = ..., problems: _Optional[_Iterable[_Union[Problem, _Mapping]]] = ..., maps: _Optional[_Iterable[_Union[MapUsage, _Mapping]]] = ..., pools: _Optional[_Iterable[_Union[PoolUsage, _Mapping]]] = ..., devices: _Optional[_Iterable[str]] = ..., endpoints: _Optional[int] = ..., endpoints_pending: _Optional[int] = ..., endpoints_failed: _Optional[int] = ..., identities: _Optional[int] = ..., policies: _Optional[int] = ..., policies_failed: _Optional[int] = ..., rejected: _Optional[int] = ..., events_lost: _Optional[int] = ..., socket_redirect: _Optional[_Union[SocketRedirectStatus, _Mapping]] = ...) -> None: ...
 
 class GetEndpointRequest(_message.Message):
     __slots__ = ("key",)

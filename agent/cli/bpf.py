@@ -110,6 +110,36 @@ _add(
     ),
 )
 _add(
+    "nat",
+    "Masqueraded connections.",
+    maps.nat_rows,
+    (
+        ("ENDPOINT", _named("endpoint", "endpoint_name")),
+        ("PROTOCOL", _field("protocol")),
+        ("POD", _peer("local")),
+        ("NODE", _peer("node")),
+        ("REMOTE", _peer("remote")),
+        ("IDLE", lambda row: f"{row['idle_seconds']} s"),
+        ("FLAGS", _field("flags")),
+    ),
+)
+_add(
+    "sock",
+    "Sockets that take part in redirect: what each end sent, and how.",
+    maps.socket_rows,
+    (
+        ("ENDPOINT", _named("endpoint", "endpoint_name")),
+        ("SIDE", _field("side")),
+        ("SOURCE", _peer("source")),
+        ("DESTINATION", _peer("destination")),
+        ("WAY", lambda row: f"{row['state']} ({row['reason']})" if row["reason"] else row["state"]),
+        ("MESSAGES", _field("messages")),
+        ("BYTES", _field("bytes")),
+        ("BY STACK", _field("stack_messages")),
+        ("UNREAD", _field("unread")),
+    ),
+)
+_add(
     "ipcache",
     "Identity and peer class of address prefixes.",
     maps.ipcache_rows,
@@ -117,6 +147,18 @@ _add(
         ("PREFIX", _field("prefix")),
         ("IDENTITY", _named("identity", "identity_name")),
         ("PEER CLASS", _named("peer_class", "peer")),
+    ),
+)
+_add(
+    "tunnel",
+    "How other nodes and their pods are reached.",
+    maps.tunnel_rows,
+    (
+        ("PREFIX", _field("prefix")),
+        ("NODE", lambda row: row["remote"] or "along the route"),
+        ("FROM", _field("local")),
+        ("DEVICE", lambda row: row["ifindex"] or ""),
+        ("USE", lambda row: "source only" if row["source_only"] else ""),
     ),
 )
 _add(

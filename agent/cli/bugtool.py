@@ -41,6 +41,8 @@ SYSCTLS = (
     "net/core/bpf_jit_enable",
     "net/core/bpf_jit_harden",
     "net/ipv4/ip_forward",
+    "net/ipv4/ip_local_port_range",
+    "net/ipv4/ip_local_reserved_ports",
     "net/ipv4/conf/all/rp_filter",
     "net/ipv4/conf/default/rp_filter",
     "net/ipv4/conf/all/forwarding",
@@ -192,6 +194,7 @@ def _from_maps(archive: Archive, run_dir: Path, bpffs_dir: Path) -> None:
         ("policy", maps.policy_rows),
         ("ipcache", maps.ipcache_rows),
         ("ct", maps.ct_rows),
+        ("nat", maps.nat_rows),
         ("endpoint", maps.endpoint_rows),
         ("metrics", maps.metrics_rows),
     ):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from ipaddress import IPv6Address
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -136,6 +136,24 @@ def ipcache_rows(bpffs_dir: Path, names: MapNames) -> Iterator[Row]:
         }
 
 
+def tunnel_rows(bpffs_dir: Path, names: MapNames) -> Iterator[Row]:
+    """How other nodes and their pods are reached."""
+    from bpf.layouts import TunnelFlag
+    from bpf.maps import TUNNELS
+
+    with open_map(TUNNELS, bpffs_dir) as tunnels:
+        items = sorted(tunnels.items(), key=lambda i: (i[0].address, i[0].prefix_length))
+    for key, value in items:
+        through = any(value.remote)
+        yield {
+            "prefix": prefix_text(key.address, key.prefix_length),
+            "remote": address_text(value.remote) if through else "",
+            "local": address_text(value.local) if through else "",
+            "ifindex": value.ifindex,
+            "source_only": bool(value.flags & TunnelFlag.TUNNEL_SOURCE_ONLY),
+        }
+
+
 def ct_rows(bpffs_dir: Path, names: MapNames) -> Iterator[Row]:
     """Connections, with those in the overflow table. `idle_seconds` counts in whole seconds."""
     import time
@@ -143,15 +161,69 @@ def ct_rows(bpffs_dir: Path, names: MapNames) -> Iterator[Row]:
     from bpf.maps import ADDRESSES, CT, CT_OVERFLOW
 
     now = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
-    local: dict[tuple[int, bool], str] = {}
     with open_map(ADDRESSES, bpffs_dir) as table:
-        for address, where in table.items():
-            local[where.endpoint, _is_mapped(address)] = address_text(address)
-    for spec, overflow in ((CT, False), (CT_OVERFLOW, True)):
-        with open_map(spec, bpffs_dir) as table:
-            for key, entry in table.items():
-                own = local.get((key.endpoint, _is_mapped(key.remote)), "")
-                yield _ct_row(key, entry, names, now, overflow, own)
+        holders = {address: where.endpoint for address, where in table.items()}
+    local = {(number, _is_mapped(address)): address for address, number in holders.items()}
+    with open_map(CT, bpffs_dir) as table, open_map(CT_OVERFLOW, bpffs_dir) as more:
+        found = {key: (entry, False) for key, entry in table.items()}
+        found = {key: (entry, True) for key, entry in more.items()} | found
+    for key, (entry, overflow) in found.items():
+        own = local.get((key.endpoint, _is_mapped(key.remote)), b"")
+        far = _far_end(key, own, holders)
+        if far in found:
+            entry = _whole(entry, found[far][0])
+        yield _ct_row(key, entry, names, now, overflow, address_text(own) if own else "")
+
+
+def nat_rows(bpffs_dir: Path, names: MapNames) -> Iterator[Row]:
+    """Masqueraded connections: the pod's end, what it is to the outside, and the other end."""
+    import time
+
+    from bpf.layouts import CtFlag, NatReverseKey
+    from bpf.maps import NAT, NAT_REVERSE
+
+    now = time.monotonic_ns()
+    with open_map(NAT, bpffs_dir) as nat:
+        entries = dict(nat.items())
+    with open_map(NAT_REVERSE, bpffs_dir) as reverse:
+        origins = dict(reverse.items())
+    for key, entry in entries.items():
+        back = NatReverseKey(key.remote, entry.address, key.remote_port, entry.port, key.protocol)
+        origin = origins.get(back)
+        flags = entry.flags | (origin.flags if origin else 0)
+        seen = max(entry.seen, origin.seen if origin else 0)
+        yield {
+            "endpoint": key.endpoint,
+            "endpoint_name": names.endpoints.get(key.endpoint, ""),
+            "protocol": protocol_name(key.protocol),
+            "local": address_text(origin.address) if origin else "",
+            "local_port": _host_order(key.local_port),
+            "node": address_text(entry.address),
+            "node_port": _host_order(entry.port),
+            "remote": address_text(key.remote),
+            "remote_port": _host_order(key.remote_port),
+            "flags": [f.name.removeprefix("CT_").lower() for f in CtFlag if flags & f],
+            "idle_seconds": max(now // 1_000_000_000 - seen, 0),
+        }
+
+
+def _far_end(key: CtKey, own: bytes, holders: Mapping[bytes, int]) -> CtKey | None:
+    """The same connection as a pod of this node at its other end sees it."""
+    from bpf.layouts import CtKey
+
+    if not own or key.remote not in holders:
+        return None
+    return CtKey(own, holders[key.remote], key.remote_port, key.local_port, key.protocol)
+
+
+def _whole(entry: CtEntry, far: CtEntry) -> CtEntry:
+    """An entry with what its far end counted and saw (CT_LOCAL in bpf/lib/layout.h)."""
+    return replace(
+        entry,
+        packets=(max(entry.packets[0], far.packets[0]), max(entry.packets[1], far.packets[1])),
+        bytes=(max(entry.bytes[0], far.bytes[0]), max(entry.bytes[1], far.bytes[1])),
+        seen=max(entry.seen, far.seen),
+    )
 
 
 def _is_mapped(address: bytes) -> bool:
@@ -162,7 +234,7 @@ def _is_mapped(address: bytes) -> bool:
 def _ct_row(
     key: CtKey, entry: CtEntry, names: MapNames, now: int, overflow: bool, local: str
 ) -> Row:
-    from bpf.layouts import CtFlag
+    from bpf.layouts import CtFlag, CtVerdictBit
 
     packets, size = list(entry.packets), list(entry.bytes)
     return {
@@ -174,7 +246,10 @@ def _ct_row(
         "local_port": _host_order(key.local_port),
         "remote": address_text(key.remote),
         "remote_port": _host_order(key.remote_port),
-        "flags": [f.name.removeprefix("CT_").lower() for f in CtFlag if entry.flags & f],
+        "flags": [
+            *(f.name.removeprefix("CT_").lower() for f in CtFlag if entry.flags & f),
+            *(["denied"] if entry.verdict >> CtVerdictBit.CT_DENIED_BIT else []),
+        ],
         "packets": packets[0],
         "packets_reply": packets[1],
         "bytes": size[0],
@@ -211,6 +286,45 @@ def endpoint_rows(bpffs_dir: Path, names: MapNames) -> Iterator[Row]:
             "ingress_table": value.ingress_table,
             "egress_enforced": bool(value.flags & EndpointFlag.ENDPOINT_EGRESS_ENFORCED),
             "egress_table": value.egress_table,
+        }
+
+
+def socket_rows(bpffs_dir: Path, names: MapNames) -> Iterator[Row]:
+    """Both ends of each connection that takes part in socket redirect."""
+    from agent.kernel.socket_redirect import RedirectUnavailable, pinned_sockets
+    from agent.kernel.syscall import BpfError
+    from bpf.layouts import RedirectState, SocketFlag, SocketSide, StackReason
+
+    try:
+        found = pinned_sockets(bpffs_dir)
+    except (BpfError, RedirectUnavailable) as error:
+        raise click.ClickException(f"cannot list sockets: {error}") from None
+    for one in sorted(found, key=lambda one: (one.state.client, one.state.server, one.state.side)):
+        state = one.state
+        opened = state.side == SocketSide.SIDE_OPENED
+        yield {
+            "endpoint": state.endpoint,
+            "endpoint_name": names.endpoints.get(state.endpoint, ""),
+            "side": "opened" if opened else "answered",
+            "source": address_text(state.source),
+            "source_port": _host_order(state.source_port),
+            "destination": address_text(state.destination),
+            "destination_port": _host_order(state.destination_port),
+            "far_endpoint": state.far_endpoint,
+            "far_endpoint_name": names.endpoints.get(state.far_endpoint, ""),
+            "identity": state.identity,
+            "far_identity": state.far_identity,
+            "state": RedirectState(state.state).name.removeprefix("REDIRECT_").lower(),
+            "reason": StackReason(state.reason).name.removeprefix("STACK_").lower()
+            if state.reason
+            else "",
+            "messages": state.messages,
+            "bytes": state.bytes,
+            "stack_messages": state.stack_messages,
+            "unread": one.unread,
+            "flags": [
+                f.name.removeprefix("SOCKET_").lower() for f in SocketFlag if state.flags & f
+            ],
         }
 
 

@@ -31,6 +31,10 @@ def _version(context: click.Context, parameter: click.Parameter, value: bool) ->
         "policy": ("agent.cli.policy:policy", "Policies, what they select, and why."),
         "bpf": ("agent.cli.bpf:bpf", "The kernel's maps themselves."),
         "monitor": ("agent.cli.monitor:monitor", "Drops, verdicts and connections, live."),
+        "install": ("agent.cli.install:install", "Print the manifests of a cluster's agents."),
+        "init": ("agent.cli.init:init", "Steps on a node before its agent: relay, bpffs."),
+        "connectivity": ("agent.cli.connectivity:connectivity", "Check a live cluster's network."),
+        "bench": ("agent.cli.bench:bench", "Measure this machine (development trees)."),
         "bugtool": ("agent.cli.bugtool:bugtool", "Pack state, maps and facts for a bug report."),
     },
 )

@@ -14,7 +14,7 @@ from agent.cli.options import common
 from agent.cli.output import print_json, print_table, printable, to_dict
 
 if TYPE_CHECKING:
-    from api.agent_pb2 import AgentStatus
+    from api.agent_pb2 import AgentStatus, SocketRedirectStatus
 
 
 @click.command()
@@ -67,6 +67,7 @@ def _print(answer: AgentStatus, verbose: bool) -> None:
             f"({', '.join(answer.devices) or 'none'}), epoch {answer.policy_epoch}, "
             f"{answer.events_lost} events lost",
         ),
+        ("Sockets", _sockets(answer.socket_redirect)),
         *(("Problem", f"{problem.what}: {problem.message}") for problem in answer.problems),
     ]
     for name, text in lines:
@@ -82,6 +83,15 @@ def _print(answer: AgentStatus, verbose: bool) -> None:
             ("MAP", "ENTRIES", "CAPACITY", "PRESSURE"),
             [(m.name, m.entries, m.capacity, _share(m.entries, m.capacity)) for m in answer.maps],
         )
+
+
+def _sockets(redirect: SocketRedirectStatus) -> str:
+    if not redirect.enabled:
+        return "redirect off"
+    text = f"redirect {redirect.mode}, {redirect.endpoints} endpoints take part"
+    if redirect.stalls:
+        text += f", {redirect.stalls} stalled"
+    return f"{text} ({redirect.detail})" if redirect.detail else text
 
 
 def _up(answer: AgentStatus) -> str:

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import IntEnum
 from typing import Final, Literal, Protocol, TypeAlias
 
 from agent.core.flow import (
@@ -28,6 +29,13 @@ from agent.core.views import (
     MetricSample,
 )
 from bpf.layouts import Counter as KernelCounter
+from bpf.layouts import (
+    SocketCounter,
+    SocketOutcome,
+    SocketTraffic,
+    SocketTrafficKey,
+    StackReason,
+)
 
 PREFIX: Final = "bristle_"
 Labels: TypeAlias = tuple[str, ...]
@@ -124,12 +132,79 @@ _COUNTERS: Final = (
         "bpf_ct_revalidated",
         "Connections whose verdict was looked up again because policy had changed",
     ),
+    (KernelCounter.COUNTER_NAT_CREATED, "bpf_nat_created", "Masqueraded connections begun"),
+    (
+        KernelCounter.COUNTER_NAT_EXHAUSTED,
+        "bpf_nat_exhausted",
+        "New connections for which no free port of the node was found",
+    ),
+    (
+        KernelCounter.COUNTER_NAT_FULL,
+        "bpf_nat_full",
+        "New connections for which the table of masqueraded connections had no room",
+    ),
 )
 
 
 def _counter_families(counters: Sequence[int]) -> Iterator[Family]:
     for index, name, text in _COUNTERS:
         yield _counter(name, text, (), {(): counters[index]})
+
+
+def socket_families(
+    counters: Sequence[int],
+    closed: Mapping[SocketTrafficKey, SocketTraffic],
+    living: Mapping[SocketTrafficKey, SocketTraffic],
+    stalls: int,
+) -> list[Family]:
+    """What socket redirect did; nothing where it is off (`counters` is empty then).
+
+    closed: what ends that have closed had sent; living: those that have not.
+    """
+    if not counters:
+        return []
+    stack: dict[Labels, float] = {}
+    ends: dict[Labels, float] = {}
+    for reason in StackReason:
+        if reason not in (StackReason.STACK_NONE, StackReason.STACK_REASONS):
+            stack[(_word(reason, "STACK_"),)] = counters[
+                SocketCounter.SOCKETS_BY_STACK_REASON + reason
+            ]
+    for outcome in SocketOutcome:
+        if outcome != SocketOutcome.SOCKET_OUTCOMES:
+            ends[(_word(outcome, "SOCKET_"),)] = counters[
+                SocketCounter.SOCKETS_BY_OUTCOME + outcome
+            ]
+    sums: dict[Labels, list[int]] = {}
+    for key, traffic in (*closed.items(), *living.items()):
+        pair = (str(key.source_identity), str(key.destination_identity))
+        total = sums.setdefault(pair, [0, 0])
+        total[0] += traffic.bytes
+        total[1] += traffic.messages
+    names = ("source_identity", "destination_identity")
+    first: dict[Labels, float] = {
+        ("redirected",): counters[SocketCounter.SOCKETS_FIRST_DIRECT],
+        ("stack",): counters[SocketCounter.SOCKETS_FIRST_STACK],
+    }
+    return [
+        _counter("socket_redirect_bytes", "Bytes given from socket to socket", names,
+                 {pair: total[0] for pair, total in sums.items()}),
+        _counter("socket_redirect_messages", "Messages given from socket to socket", names,
+                 {pair: total[1] for pair, total in sums.items()}),
+        _counter("socket_stack_messages",
+                 "Messages of sockets that take part which went by the stack, by reason",
+                 ("reason",), stack),
+        _counter("socket_ends", "Ends of connections of pods with redirect on, by what became of"
+                 " them", ("outcome",), ends),
+        _counter("socket_first_messages", "Directions of connections, by the way of their first"
+                 " byte", ("way",), first),
+        _counter("socket_stalls", "Connections whose receiver did not get what was redirected",
+                 (), {(): stalls}),
+    ]  # fmt: skip
+
+
+def _word(member: IntEnum, prefix: str) -> str:
+    return member.name.removeprefix(prefix).lower()
 
 
 def loss_family(kernel_lost: int, queue_lost: int, unreadable: int) -> Family:
@@ -206,8 +281,10 @@ def work_families(
     repairs: int,
     delays: Mapping[str, float],
     put_back: Mapping[str, int] | None = None,
+    mappings: tuple[int, int] = (0, 0),
 ) -> list[Family]:
-    """What the agent's loop has done; `delays` in seconds, by source; `put_back` by what it was."""
+    """What the agent's loop has done; `delays` in seconds, by source; `put_back` by what it was;
+    `mappings` of masqueraded connections, how many there are and how many have ended."""
     return [
         _gauge("datapath_conntrack_gc_entries", "Tracked connections", (), {(): connections}),
         _counter(
@@ -215,6 +292,10 @@ def work_families(
             "Connections that ended",
             (),
             {(): connections_removed},
+        ),
+        _gauge("datapath_nat_gc_entries", "Masqueraded connections", (), {(): mappings[0]}),
+        _counter(
+            "datapath_nat_gc_removed", "Masqueraded connections that ended", (), {(): mappings[1]}
         ),
         _counter("map_repairs", "Entries found altered and repaired", (), {(): repairs}),
         _counter(

@@ -14,6 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.config import KEYS, Config, ConfigError, build, click_options, load, parse
+from agent.config_model import SocketRedirectConfig
+from agent.config_values import Kubernetes, PortRange
 
 _MINIMUM = {"pod_cidrs": ["10.0.0.0/24"], "source": {"manifests": "/etc/manifests"}}
 _EVERYTHING: dict[str, Any] = {
@@ -27,12 +29,39 @@ _EVERYTHING: dict[str, Any] = {
     "devices": ["eth0", "eth1.5"],
     "source": {"manifests": "/etc/manifests"},
     "labels": ["k8s:app", "!k8s:version"],
-    "bpf": {"ct_max": 1000, "policy_max": 2000, "peers_max": 3000, "endpoints_max": 4000},
+    "routing": {
+        "mode": "tunnel",
+        "tunnel_port": 4789,
+        "native_cidrs": ["10.0.0.0/8"],
+        "direct_node_routes": True,
+    },
+    "masquerade": {
+        "enabled": True,
+        "exclude": ["0.0.0.0/0", "192.0.2.1/32", "fd00::/8"],
+        "ports": "40000-49999",
+    },
+    "socket_redirect": {
+        "enabled": True,
+        "default": "all",
+        "force": True,
+        "max_sockets": 5000,
+        "unread_max": 65536,
+    },
+    "bpf": {
+        "ct_max": 1000,
+        "nat_max": 1500,
+        "policy_max": 2000,
+        "peers_max": 3000,
+        "endpoints_max": 4000,
+    },
     "identity": {"gc_interval": "1m30s", "grace": 600, "rest": "2h"},
     "log_level": "debug",
     "trace": True,
+    "cni": {"conf_dir": "/etc/cni/net.d", "exclusive": True, "version": "0.4.0"},
+    "health": {"address": ":9879"},
     "prometheus": {"address": "[::1]:9962"},
 }
+_CLUSTER = {"source": {"kubernetes": {"kubeconfig": "/etc/kubeconfig"}}}
 
 
 def text_of(document: object) -> bytes:
@@ -51,8 +80,13 @@ def test_every_key_of_the_file() -> None:
     assert config.pod_cidrs == tuple(map(ip_network, _EVERYTHING["pod_cidrs"]))
     assert (config.mtu, config.devices, config.trace) == (1400, ("eth0", "eth1.5"), True)
     assert config.source.manifests == Path("/etc/manifests")
+    assert (config.routing.mode, config.routing.tunnel_port) == ("tunnel", 4789)
+    assert config.routing.native_cidrs == (ip_network("10.0.0.0/8"),)
     assert config.labels == ("k8s:app", "!k8s:version")
+    assert config.socket_redirect == SocketRedirectConfig(True, "all", True, 5000, 65536)
     assert (config.bpf.ct_max, config.bpf.endpoints_max) == (1000, 4000)
+    assert config.masquerade.enabled and config.masquerade.ports == PortRange(40000, 49999)
+    assert config.masquerade.exclude == tuple(map(ip_network, _EVERYTHING["masquerade"]["exclude"]))
     assert (config.identity.gc_interval, config.identity.rest) == (90.0, 7200.0)
     assert config.prometheus.address == ("::1", 9962)
 
@@ -90,10 +124,23 @@ def _flags(document: dict[str, Any], prefix: str = "-") -> list[str]:
 
 def test_every_key_is_a_flag_with_the_same_meaning() -> None:
     arguments = _flags(_EVERYTHING)
-    assert {a for a in arguments if a.startswith("--")} == {key.flag for key in KEYS}
+    # The two sources exclude each other.
+    given = {a for a in arguments if a.startswith("--")} | {"--source-kubernetes"}
+    assert given == {key.flag for key in KEYS}
     result = CliRunner().invoke(command, arguments)
     assert result.exception is None
     assert result.output == f"{build(parse(text_of(_EVERYTHING)))}\n"
+
+
+def test_a_cluster_needs_no_networks_of_its_own() -> None:
+    config = build(parse(text_of(_CLUSTER)))
+    assert config.source.kubernetes == Kubernetes(Path("/etc/kubeconfig"))
+    assert config.pod_cidrs == () and config.source.manifests is None
+    flags = {"source_kubernetes": "/etc/kubeconfig"}
+    assert load(None, flags) == config
+    inside = load(None, {"source_kubernetes": "in-cluster"})
+    assert inside.source.kubernetes == Kubernetes()
+    assert str(inside.source.kubernetes) == "in-cluster"
 
 
 def test_flags_win_over_the_file(tmp_path: Path) -> None:
@@ -120,7 +167,7 @@ def test_flags_win_over_the_file(tmp_path: Path) -> None:
         ({"state_dir": "/a/../b"}, "state_dir", "without .."),
         ({"state_dir": "/var/run/bristle"}, "state_dir", "same folder as run_dir"),
         ({"pod_cidrs": None}, "pod_cidrs", "is required"),
-        ({"pod_cidrs": []}, "pod_cidrs", "not an empty list"),
+        ({"pod_cidrs": []}, "pod_cidrs", "is required without source.kubernetes"),
         ({"pod_cidrs": "10.0.0.0/24"}, "pod_cidrs", "expected a list of networks"),
         ({"pod_cidrs": ["10.0.0.0"]}, "pod_cidrs", "expected a network"),
         ({"pod_cidrs": ["10.0.0.1/24"]}, "pod_cidrs", "write 10.0.0.0/24"),
@@ -132,6 +179,16 @@ def test_flags_win_over_the_file(tmp_path: Path) -> None:
         ({"pod_cidrs": ["::ffff:10.0.0.0/120"]}, "pod_cidrs", "no addresses that pods can have"),
         ({"pod_cidrs": ["10.0.0.0/8", "10.1.0.0/16"]}, "pod_cidrs", "overlap"),
         ({"pod_cidrs": ["10.0.0.0/8", "10.0.0.0/8"]}, "pod_cidrs", "given twice"),
+        ({"masquerade": {"ports": 61000}}, "masquerade.ports", "put it in quotes"),
+        ({"masquerade": {"ports": "61000"}}, "masquerade.ports", "such as 61000-65535"),
+        ({"masquerade": {"ports": "65535-61000"}}, "masquerade.ports", "within 1024-65535"),
+        ({"masquerade": {"ports": "80-90"}}, "masquerade.ports", "within 1024-65535"),
+        ({"masquerade": {"ports": "60000-65536"}}, "masquerade.ports", "within 1024-65535"),
+        ({"masquerade": {"ports": "32767-40000"}}, "masquerade.ports", "NodePorts, 30000-32767"),
+        ({"masquerade": {"ports": "20000-30000"}}, "masquerade.ports", "outside of it"),
+        ({"masquerade": {"exclude": ["10.0.0.1/8"]}}, "masquerade.exclude", "write 10.0.0.0/8"),
+        ({"masquerade": {"exclude": ["10.0.0.1"]}}, "masquerade.exclude", "expected a network"),
+        ({"masquerade": {"enabled": "yes"}}, "masquerade.enabled", "expected true or false"),
         ({"mtu": 1279}, "mtu", "from 1280 to 65535, or 0"),
         ({"mtu": True}, "mtu", "not true"),
         ({"mtu": "1500"}, "mtu", 'not "1500"'),
@@ -139,8 +196,13 @@ def test_flags_win_over_the_file(tmp_path: Path) -> None:
         ({"devices": ["a" * 16]}, "devices", "at most 15"),
         ({"devices": ["a/b"]}, "devices", "device name"),
         ({"devices": ["eth0", "eth0"]}, "devices", "given twice"),
-        ({"source": {}}, "source.manifests", "is required"),
-        ({"source": {"kubernetes": {}}}, "source.kubernetes", "not built yet"),
+        ({"source": {}}, "source", "is required"),
+        ({"source": {"kubernetes": {}}}, "source.kubernetes", "one key, kubeconfig"),
+        ({"source": {"kubernetes": "here"}}, "source.kubernetes", "in-cluster, or"),
+        ({"source": {"kubernetes": {"kubeconfig": 5}}}, "source.kubernetes", "quotes"),
+        ({"source": {"manifests": "/m", "kubernetes": "in-cluster"}}, "source", "exclude"),
+        ({"cni": {"version": "2.0"}}, "cni.version", "one of 0.3.1"),
+        ({"health": {"address": "x"}}, "health.address", "host:port"),
         ({"source": {"manifests": 5}}, "source.manifests", "put it in quotes"),
         ({"labels": ["!"]}, "labels", "names no prefix"),
         ({"bpf": {"ct_max": 15}}, "bpf.ct_max", "from 16"),
@@ -214,8 +276,6 @@ _JUNK = st.recursive(
 def test_any_value_is_taken_or_refused_by_name(name: str, value: Any) -> None:
     section, _, inner = name.partition(".")
     document = {**_MINIMUM, section: {inner: value} if inner else value}
-    if inner and section == "source":
-        document["source"] = {"manifests": value}
     try:
         text = yaml.dump(document, Dumper=yaml.SafeDumper, allow_unicode=False).encode()
         build(parse(text))

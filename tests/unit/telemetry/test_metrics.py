@@ -19,7 +19,7 @@ from agent.core.views import (
     ObjectState,
     PoolUsage,
 )
-from agent.telemetry.exposition import MetricsServer
+from agent.telemetry.exposition import metrics_server
 from agent.telemetry.metrics import (
     Family,
     agent_families,
@@ -28,6 +28,7 @@ from agent.telemetry.metrics import (
     samples,
     work_families,
 )
+from agent.telemetry.web import WebServer
 from bpf.layouts import Counter, DropReason, MetricsSize
 
 
@@ -81,7 +82,7 @@ def collect(kernel: FakeKernel) -> Iterable[Family]:
     ]
 
 
-def get(server: MetricsServer, path: str) -> str:
+def get(server: WebServer, path: str) -> str:
     """The body of an answer."""
     url = f"http://127.0.0.1:{server.port}{path}"
     with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(url, timeout=30) as body:
@@ -90,7 +91,7 @@ def get(server: MetricsServer, path: str) -> str:
 
 def test_scrape() -> None:
     kernel, health = FakeKernel(), [(True, "ok")]
-    server = MetricsServer("127.0.0.1", 0, lambda: collect(kernel), lambda: health[0])
+    server = metrics_server("127.0.0.1", 0, lambda: collect(kernel), lambda: health[0])
     assert kernel.looks == 0
     server.start()
     try:
@@ -141,7 +142,7 @@ def test_a_failing_kernel_is_an_error_and_not_zeros() -> None:
     def fail() -> Iterable[Family]:
         raise OSError("no map")
 
-    server = MetricsServer("127.0.0.1", 0, fail, lambda: (True, "ok"))
+    server = metrics_server("127.0.0.1", 0, fail, lambda: (True, "ok"))
     server.start()
     try:
         with pytest.raises(urllib.error.HTTPError, match="500") as refused:
