@@ -24,6 +24,11 @@ from hypothesis import settings
 settings.register_profile("bristle", deadline=None)
 settings.load_profile("bristle")
 
+# Before anything imports bench.lab.agent.
+os.environ.setdefault(
+    "BRISTLE_LAB_KEPT", str(Path(__file__).resolve().parents[1] / ".cache" / "programs")
+)
+
 T = TypeVar("T")
 
 _CLONE_NEWNS, _CLONE_NEWNET = 0x00020000, 0x40000000

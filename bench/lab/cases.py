@@ -139,19 +139,22 @@ def load_cases(folder: Path) -> list[Case]:
 
 
 class Oracle:
-    """The naive evaluator (policy/explain.py), asked about cells."""
+    """The naive evaluator (policy/explain.py), asked about cells.
+
+    is_own_node: whether a station is the very node that a pod runs on.
+    """
 
     def __init__(
         self,
         world: World,
         stations: Iterable[Station],
         policies: Iterable[Mapping[str, Any]],
-        node: str = "node",
+        is_own_node: Callable[[str, str], bool] = lambda _pod, other: other == "node",
     ) -> None:
         self._facts = world.facts()
         self._stations = {station.name: station for station in stations}
         self._policies: list[NetworkPolicy] = [parse_network_policy(item) for item in policies]
-        self._node = node
+        self._is_own_node = is_own_node
 
     def allowed(self, cell: Cell) -> bool:
         """Whether the sender's egress and the receiver's ingress policies let it through."""
@@ -159,16 +162,16 @@ class Oracle:
         protocol = cell.protocol
         if protocol == ICMP and cell.family == 6:
             protocol = ICMPV6
-        for direction, subject, other in (
-            (Direction.EGRESS, source, cell.destination),
-            (Direction.INGRESS, destination, cell.source),
+        for direction, subject, subject_name, other in (
+            (Direction.EGRESS, source, cell.source, cell.destination),
+            (Direction.INGRESS, destination, cell.destination, cell.source),
         ):
             if subject is None:
                 continue
             remote = Remote(
                 address=ip_address(self._stations[other].address(cell.family)),
                 pod=self._facts.get(other),
-                is_node=other == self._node,
+                is_node=self._is_own_node(subject_name, other),
             )
             packet = Packet(direction, protocol, cell.port)
             if not verdict(self._policies, subject, remote, packet).allowed:

@@ -28,6 +28,7 @@ def pod(
     service_account: str = "default",
     addresses: Sequence[str] = (),
     host_network: bool = False,
+    annotations: Mapping[str, str] | None = None,
 ) -> Object:
     """A Pod (v1). ports: (name, protocol, number) of its one container.
 
@@ -47,12 +48,25 @@ def pod(
         "metadata": {"namespace": namespace, "name": name, "labels": dict(labels or {})},
         "spec": spec,
     }
+    if annotations:
+        made["metadata"]["annotations"] = dict(annotations)
     if addresses:
         made["status"] = {
             "podIP": addresses[0],
             "podIPs": [{"ip": address} for address in addresses],
         }
     return made
+
+
+def node(name: str, pod_cidrs: Sequence[str], addresses: Sequence[str]) -> Object:
+    """A Node (v1)."""
+    return {
+        "apiVersion": "v1",
+        "kind": "Node",
+        "metadata": {"name": name},
+        "spec": {"podCIDRs": list(pod_cidrs)},
+        "status": {"addresses": [{"type": "InternalIP", "address": one} for one in addresses]},
+    }
 
 
 def policy(namespace: str, name: str, spec: Mapping[str, Any]) -> Object:

@@ -3,18 +3,16 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from ipaddress import ip_network
 from typing import Any
 
-from bench.lab import manifests
-from bench.lab.agent import RELAY, Agent
+from bench.lab import api_source, manifests
+from bench.lab.agent import Agent
+from bench.lab.api_source import ApiFolder
+from bench.lab.apiserver import ApiServerProcess
 from bench.lab.manifests import ManifestFolder
-from bench.lab.netns import LabError
 from bench.lab.scope import Scope
 from bench.lab.station import (
     FAR4,
@@ -41,6 +39,7 @@ class Lab:
         is no agent and no BPF at all.
     uplink_hook: name the uplink in the agent's `devices`.
     start: start the agent at once; else `lab.agent.start()` does it.
+    api: facts come from an API server in the node's namespace (`lab.api`), not from a folder.
     config: further keys of the agent's configuration, or other values for those that it has.
     """
 
@@ -52,6 +51,7 @@ class Lab:
         start: bool = True,
         uplink_mtu: int = 1500,
         pod_cidrs: tuple[str, ...] = POD_CIDRS,
+        api: bool = False,
         config: Mapping[str, Any] | None = None,
     ) -> None:
         self.routed = routed
@@ -61,6 +61,7 @@ class Lab:
         self._uplink_mtu = uplink_mtu
         self._start = start and not routed
         self._extra = dict(config or {})
+        self._api = api
         self._stack = ExitStack()
         self._policies: set[str] = set()
 
@@ -75,7 +76,9 @@ class Lab:
             self.node = Station("node", self.node_namespace, NODE4, NODE6)
             self.outside = Station("outside", self.outside_namespace, OUTSIDE4, OUTSIDE6)
             self.far = Station("far", self.outside_namespace, FAR4, FAR6)
-            self.manifests = ManifestFolder(self.scope.manifests)
+            self.manifests: ManifestFolder | ApiFolder = ManifestFolder(self.scope.manifests)
+            if self._api:
+                self.manifests = ApiFolder(self._serve(stack))
             self.agent = Agent(self.node_namespace, self._config(), self.scope.root / "agent.yaml")
             stack.callback(self.agent.close)
             if self._start:
@@ -85,6 +88,24 @@ class Lab:
 
     def __exit__(self, *_: object) -> None:
         self._stack.close()
+
+    def _serve(self, stack: ExitStack) -> ApiServerProcess:
+        self.api = stack.enter_context(
+            api_source.serve(
+                self.scope.root / "api", "127.0.0.1", self.node_namespace.argv, ["agent"]
+            )
+        )
+        api_source.install(self.api)
+        taints = ["node.bristle.io/agent-not-ready", "example.org/other"]
+        self.api.load([api_source.node("node-1", [NODE4, NODE6], self.pod_cidrs, taints)])
+        file = self.scope.root / "kubeconfig"
+        api_source.kubeconfig(file, self.api, "agent")
+        self._extra = {
+            "pod_cidrs": [],
+            "source": {"kubernetes": {"kubeconfig": str(file)}},
+            **self._extra,
+        }
+        return self.api
 
     def _config(self) -> dict[str, Any]:
         return {
@@ -141,6 +162,7 @@ class Lab:
         *,
         manifest: bool = True,
         service_account: str = "default",
+        annotations: Mapping[str, str] | None = None,
     ) -> Pod:
         """A pod by its manifest and CNI ADD; its labels are in force when this returns.
 
@@ -150,7 +172,16 @@ class Lab:
         if manifest:
             self.manifests.put(
                 f"pod-{namespace}-{name}",
-                [manifests.pod(namespace, name, labels, ports, service_account=service_account)],
+                [
+                    manifests.pod(
+                        namespace,
+                        name,
+                        labels,
+                        ports,
+                        service_account=service_account,
+                        annotations=annotations,
+                    )
+                ],
             )
         netns = self.scope.namespace(f"{namespace}-{name}")
         try:
@@ -208,37 +239,5 @@ class Lab:
         name: str = "",
         **config: Any,
     ) -> dict[str, Any]:
-        """Runs the relay as a container runtime does, in the node's namespace.
-
-        config: further keys of the network configuration. Raises LabError on a CNI error.
-        """
-        document = {
-            "cniVersion": "1.1.0",
-            "name": "bristle",
-            "type": "bristle-cni",
-            "runDir": str(self.scope.run_dir),
-            "stateDir": str(self.scope.state_dir),
-            **config,
-        }
-        pod = f"K8S_POD_NAMESPACE={namespace};K8S_POD_NAME={name}"
-        done = subprocess.run(
-            self.node_namespace.argv([str(RELAY)]),
-            input=json.dumps(document),
-            capture_output=True,
-            text=True,
-            timeout=90,
-            check=False,
-            env={
-                "PATH": os.environ.get("PATH", "/usr/sbin:/usr/bin:/sbin:/bin"),
-                "CNI_COMMAND": command,
-                "CNI_CONTAINERID": container,
-                "CNI_NETNS": netns,
-                "CNI_IFNAME": "eth0",
-                "CNI_ARGS": f"IgnoreUnknown=1;{pod}" if name else "",
-                "CNI_PATH": str(RELAY.parent),
-            },
-        )
-        if done.returncode:
-            raise LabError(f"CNI {command} {namespace}/{name}: {done.stdout}{done.stderr}")
-        answer: dict[str, Any] = json.loads(done.stdout) if done.stdout.strip() else {}
-        return answer
+        """As a container runtime on the node; see Agent.cni."""
+        return self.agent.cni(command, container, netns, namespace, name, **config)

@@ -10,9 +10,14 @@ import contextlib
 import os
 import secrets
 import shutil
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
+from agent.kernel.features import cgroup2_mounts
 from bench.lab.netns import LabError, Namespace, mount, unmount
+
+_TRIES, _PAUSE = 40, 0.05
 
 
 class Scope:
@@ -44,6 +49,18 @@ class Scope:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    @contextlib.contextmanager
+    def inhabited(self) -> Iterator[None]:
+        """This process, and what it starts, is in the lab's cgroup meanwhile: sockets belong to
+        the cgroup that they are made in."""
+        own = Path("/proc/self/cgroup").read_text().splitlines()
+        former = next(line for line in own if line.startswith("0::"))[3:]
+        _enter(self.cgroup)
+        try:
+            yield
+        finally:
+            _enter(cgroup2() / former.lstrip("/"))
+
     def namespace(self, name: str) -> Namespace:
         """Makes a network namespace; it goes with the scope, or earlier by `drop`."""
         made = Namespace(f"{self.prefix}-{name}")
@@ -64,14 +81,22 @@ class Scope:
         with contextlib.suppress(OSError):
             for folder in sorted(self.cgroup.rglob("*/"), reverse=True):
                 folder.rmdir()
-        with contextlib.suppress(OSError):
-            self.cgroup.rmdir()
+        # Who was killed leaves it a moment later.
+        for _ in range(_TRIES):
+            try:
+                self.cgroup.rmdir()
+            except FileNotFoundError:
+                break
+            except OSError:
+                time.sleep(_PAUSE)
+
+
+def _enter(cgroup: Path) -> None:
+    (cgroup / "cgroup.procs").write_text(str(os.getpid()))
 
 
 def cgroup2() -> Path:
     """Where cgroup v2 is mounted, alone or beside v1. Raises LabError."""
-    for line in Path("/proc/self/mounts").read_text().splitlines():
-        fields = line.split()
-        if fields[2] == "cgroup2":
-            return Path(fields[1])
+    for folder in cgroup2_mounts():
+        return folder
     raise LabError("cgroup2 is not mounted: mount -t cgroup2 none /sys/fs/cgroup/unified")

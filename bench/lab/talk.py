@@ -78,10 +78,21 @@ def _text(address: tuple[str, int]) -> bytes:
 
 
 def ask_udp(
-    namespace: Namespace, address: str, port: int = 80, *, source: str = "", size: int = 8
+    namespace: Namespace,
+    address: str,
+    port: int = 80,
+    *,
+    source: str = "",
+    size: int = 8,
+    source_port: int = 0,
 ) -> str | None:
-    """What a server answers to one datagram; None if nothing comes, or an error."""
-    return namespace.run(partial(_ask, socket.SOCK_DGRAM, address, port, source, b"." * size))
+    """What a server answers to one datagram; None if nothing comes, or an error.
+
+    source_port: 0 for any; the kernel may choose the same for two questions.
+    """
+    return namespace.run(
+        partial(_ask, socket.SOCK_DGRAM, address, port, source, b"." * size, source_port)
+    )
 
 
 def ask_tcp(namespace: Namespace, address: str, port: int = 80, *, source: str = "") -> str | None:
@@ -89,13 +100,15 @@ def ask_tcp(namespace: Namespace, address: str, port: int = 80, *, source: str =
     return namespace.run(partial(_ask, socket.SOCK_STREAM, address, port, source, b""))
 
 
-def _ask(kind: int, address: str, port: int, source: str, data: bytes) -> str | None:
+def _ask(
+    kind: int, address: str, port: int, source: str, data: bytes, source_port: int = 0
+) -> str | None:
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     with socket.socket(family, kind) as client:
         client.settimeout(TIMEOUT)
         try:
-            if source:
-                client.bind((source, 0))
+            if source or source_port:
+                client.bind((source, source_port))
             client.connect((address, port))
             if data:
                 client.send(data)

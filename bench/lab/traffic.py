@@ -23,6 +23,8 @@ INTERVAL = 0.002
 """Seconds between two datagrams of a flow and way."""
 _NUMBER = struct.Struct("!Q")
 _BUFFER = 8 << 20
+_PATIENCE = 10.0
+"""Seconds within which something has to come that takes microseconds."""
 SO_RCVBUFFORCE = 33
 
 
@@ -60,16 +62,32 @@ class UdpFlow:
 
     Without `answering` only the opener sends: what the other side sends first would open a
     connection of its own, which policy may allow.
+
+    translated: the destination sees another address than the source's own, and learns it from a
+    first datagram, which must arrive. Raises OSError.
     """
 
-    def __init__(self, source: Station, destination: Station, family: int, port: int = 9000):
+    def __init__(
+        self,
+        source: Station,
+        destination: Station,
+        family: int,
+        port: int = 9000,
+        translated: bool = False,
+    ) -> None:
         self.name = f"udp {source.name} -> {destination.name} ipv{family}"
         inet = socket.AF_INET if family == 4 else socket.AF_INET6
         there, here = destination.address(family), source.address(family)
         server = destination.namespace.run(partial(_bound, inet, there, port))
         client = source.namespace.run(partial(_bound, inet, here, 0))
         client.connect((there, port))
-        server.connect((here, client.getsockname()[1]))
+        if translated:
+            client.send(b"")
+            if not select.select([server], [], [], _PATIENCE)[0]:
+                raise OSError(f"{self.name}: the first datagram does not arrive")
+            server.connect(server.recvfrom(16)[1])
+        else:
+            server.connect((here, client.getsockname()[1]))
         self.forward = _Way(client, server)
         self.backward = _Way(server, client)
         self.answering = False

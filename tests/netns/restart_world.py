@@ -144,8 +144,10 @@ GROWN = {
     "ct_entry": "__u64 pad91;",
     "endpoint_policy": "__u64 pad91;",
     "local_address": "__u32 pad91;",
+    "nat_entry": "__u64 pad91;",
+    "nat_origin": "__u32 pad91;",
 }
-GROWN_MAPS = ("ct", "ct_overflow", "endpoints", "addresses")
+GROWN_MAPS = ("ct", "ct_overflow", "endpoints", "addresses", "nat", "nat_reverse")
 _NEXT_VERSION = f"""
 
 SPECS = {{
@@ -198,6 +200,11 @@ class World:
     agent: AnyAgent
     allowed: list[tuple[Station, Station, int]]
     denied: list[tuple[Station, Station, int]]
+
+    def translated(self, source: Station, destination: Station) -> bool:
+        """Whether the destination sees the node's address."""
+        enabled = self.agent.config.get("masquerade", {}).get("enabled", False)
+        return bool(enabled) and isinstance(source, Pod) and destination is self.lab.outside
 
     def restart(
         self,
@@ -307,7 +314,9 @@ class Load:
 
     def __init__(self, world: World) -> None:
         self._world = world
-        self.udp = [UdpFlow(*pair) for pair in world.allowed]
+        self.udp = [
+            UdpFlow(*pair, translated=world.translated(*pair[:2])) for pair in world.allowed
+        ]
         self.tcp = [TcpFlow(*pair) for pair in world.allowed]
         self.denied = [UdpFlow(*pair) for pair in world.denied]
         self._traffic = Traffic([*self.udp, *self.tcp, *self.denied])

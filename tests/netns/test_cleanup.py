@@ -45,7 +45,7 @@ class Neighbour:
 @pytest.fixture
 def lab(private_mounts: None) -> Iterator[Lab]:
     """No agent yet; things of others on the node, and settings that an agent has to change."""
-    with Lab(start=False) as made:
+    with Lab(start=False, config={"masquerade": {"enabled": True}}) as made:
         made.agent = AnyAgent(
             made.node_namespace, made.agent.config, made.scope.root / "agent.yaml"
         )

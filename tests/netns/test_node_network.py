@@ -26,6 +26,7 @@ from agent.kernel.podnet import (
 from agent.kernel.rtnl import RtnlSocket
 from agent.kernel.sysctl import SysctlJournal, enable_forwarding
 from agent.kernel.sysctl import read as read_sysctl
+from agent.mtu import underlay_mtu
 from tests.netns.bare_node import (
     NODE4,
     NODE6,
@@ -140,6 +141,19 @@ def test_the_mtu_of_the_default_route(node: Netns) -> None:
     assert node.run(netlink.default_route_mtu) == 1390
     node.ip("route", "add", "default", "dev", "up0", "metric", "100")
     assert node.run(netlink.default_route_mtu) == 1380
+
+
+def test_the_network_is_as_narrow_as_its_narrowest_uplink(node: Netns) -> None:
+    for name, mtu in (("up0", "1380"), ("up1", "1410")):
+        node.ip("link", "add", name, "mtu", mtu, "type", "veth", "peer", "name", f"far-{name}")
+    assert node.run(lambda: underlay_mtu(["up1"])) == 1410
+    assert node.run(lambda: underlay_mtu(["up0", "up1"])) == 1380
+    node.ip("link", "set", "up0", "mtu", "1500")
+    assert node.run(lambda: underlay_mtu(["up0", "up1"])) == 1410
+    # One that is gone for the moment says nothing.
+    assert node.run(lambda: underlay_mtu(["up0", "gone"])) == 1500
+    assert node.run(lambda: underlay_mtu(["gone"])) == 0
+    assert node.run(lambda: underlay_mtu([])) == 0
 
 
 def _index(node: Netns, name: str) -> int:

@@ -60,9 +60,10 @@ def _attach(lab: Lab, name: str, number: int, mtu: int) -> Station:
     return Station(name, there, host4, f"{net6}2")
 
 
-@pytest.fixture(scope="module")
-def path(private_mounts: None) -> Iterator[Path]:
-    with Lab(uplink_mtu=UPLINK_MTU) as lab:
+@pytest.fixture(scope="module", params=[False, True], ids=["plain", "masqueraded"])
+def path(private_mounts: None, request: pytest.FixtureRequest) -> Iterator[Path]:
+    config = {"masquerade": {"enabled": request.param}}
+    with Lab(uplink_mtu=UPLINK_MTU, config=config) as lab:
         lab.outside_namespace.sysctl({"ipv4.ip_forward": 1, "ipv6.conf.all.forwarding": 1})
         # A common rule of firewalls: what connection tracking does not know is dropped. Replies
         # to what the programs handed in must not meet it. Not "loose": the middle of a connection

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import random
 import socket
+import threading
+import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -15,7 +17,9 @@ from typing import Any
 
 import pytest
 
+from bench.lab.traffic import UdpFlow
 from bpf.maps import SPECS
+from tests.netns.redirect_world import meanwhile
 from tests.netns.restart_world import (
     GROWN_MAPS,
     Load,
@@ -44,7 +48,8 @@ def trees(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture(scope="module")
 def scene(private_mounts: None) -> Iterator[World]:
-    with world() as made:
+    """With everything that an agent can do switched on."""
+    with world(config={"masquerade": {"enabled": True}}) as made:
         yield made
 
 
@@ -101,13 +106,50 @@ def test_another_layout_and_back(
         scene.agent.pause = 0.0
 
 
+def test_opened_while_devices_change_over(scene: World, trees: dict[str, Path]) -> None:
+    """Masqueraded connections of every moment of a take-over go on after it, both ways."""
+    client, stop = pod_by_role(scene, "client-a"), threading.Event()
+    flows: list[UdpFlow] = []
+
+    def keep_opening() -> None:
+        while not stop.is_set():
+            family = 4 if len(flows) % 2 else 6
+            flows.append(UdpFlow(client, scene.lab.outside, family, 9100, translated=True))
+            # One way alone: what the client sends would make a mapping anew.
+            for _ in range(8):
+                for flow in flows[-20:]:
+                    flow.backward.send()
+                stop.wait(0.01)
+
+    scene.agent.pause = 0.1
+    with meanwhile(keep_opening):
+        try:
+            scene.restart(tree=trees["grown"])
+            scene.restart(tree=trees["same"])
+        finally:
+            scene.agent.pause = 0.0
+            stop.set()
+    for flow in flows:
+        flow.answering = True
+        flow.step()
+    time.sleep(0.2)
+    for flow in flows:
+        flow.read()
+    now = time.monotonic()
+    assert {n: lost for n, flow in enumerate(flows) if (lost := flow.lost(0.0, now))} == {}
+    assert len(flows) > 50
+    for flow in flows:
+        for each in flow.sockets():
+            each.close()
+
+
 def test_other_table_sizes_and_back(scene: World, load: Load, record: Any) -> None:
     before = dict(scene.agent.config.get("bpf", {}))
-    scene.restart(config={"bpf": {"ct_max": CT_MAX, "policy_max": 65536}})
+    scene.restart(config={"bpf": {"ct_max": CT_MAX, "nat_max": 20000, "policy_max": 65536}})
     only_ours(scene)
     load.run_for(0.3)
     load.check()
-    scene.restart(config={"bpf": {"peers_max": 65536, "endpoints_max": 512}})
+    scene.restart(config={"bpf": {"peers_max": 65536, "endpoints_max": 512, "nat_max": 30000}})
     only_ours(scene)
     load.run_for(0.3)
     load.check()
@@ -175,6 +217,8 @@ def test_killed_while_taking_over(
         scene.agent.kill()
         scene.agent.tree = trees["same" if number % 2 else "grown"]
         scene.agent.config["bpf"] = {"ct_max": 70000 + number} if number == 3 else {}
+        if number == 2:
+            scene.agent.config["bpf"] = {"nat_max": 30001}
         reached += scene.agent.launch_to_die(point)
         load.run_for(0.1)
         assert load.figures()["lost"] == {}, (seed, chosen, point)
@@ -228,12 +272,12 @@ def answered(server: Any, opened: list[socket.socket]) -> int:
             reply(port)
 
     server.namespace.run(partial(all_of_them))
-    opened[0].setblocking(False)
+    opened[0].settimeout(2)  # the last ones may still be under way
     count = 0
     try:
         while opened[0].recv(16):
             count += 1
-    except BlockingIOError:
+    except TimeoutError:
         return count
     except ConnectionRefusedError:
         raise AssertionError("an answer to an answer") from None
