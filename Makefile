@@ -12,8 +12,8 @@ PYTEST := $(PYTHON) -m pytest -p no:cacheprovider
 CLEANUP := /usr/bin/python3 tools/cleanup.py
 section = @printf '\n== %s %s\n' "$(1)" "$$(printf '=%.0s' {1..70} | cut -c$$(printf '%s' '$(1)' | wc -c)-)"
 
-.PHONY: help setup doctor lint format layouts relay test test-unit test-kernel kernel demo bench \
-	soak clean
+.PHONY: help setup doctor lint format layouts relay test test-unit test-kernel test-cluster kernel demo bench bench-latency \
+	soak image vagrant-check clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z%-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -41,16 +41,21 @@ test: lint test-unit test-kernel ## lint, unit tests, kernel tests (root)
 
 test-unit: setup ## tests without root
 	$(call section,unit tests)
-	@$(PYTEST) -q -m "not kernel" $(ARGS)
+	@$(PYTEST) -q -n auto --maxprocesses 4 --dist worksteal -m "not kernel" $(ARGS)
 
+# A file's tests share a lab, so they stay in one process; two, because each has agents of its own.
 # Without BRISTLE_REQUIRE_KERNEL=1 the tests skip, each with its reason, where the kernel cannot.
 # What a test leaves behind is a failure of the run.
 test-kernel: setup ## tests with real programs and packets (root)
 	$(call section,kernel tests)
 	@tools/setup.sh kernel || [ "$(BRISTLE_REQUIRE_KERNEL)" != 1 ]
 	@$(CLEANUP)
-	@status=0; $(PYTEST) -m kernel $(ARGS) || status=$$?; \
+	@timeout 180 tools/bench_tools.sh || true
+	@status=0; $(PYTEST) -q -n 2 --dist loadfile -m kernel $(ARGS) || status=$$?; \
 		$(CLEANUP) --expect-none || status=1; exit $$status
+
+test-cluster: kernel ## every policy case across nodes, in both routing modes (root)
+	@BRISTLE_ALL_CASES=1 $(PYTEST) -m kernel tests/cluster/test_matrix.py $(ARGS)
 
 # For what makes no sense without BPF.
 kernel: setup
@@ -60,13 +65,25 @@ demo: kernel ## pods, network and policy for real, with an explanation (root)
 	@$(PYTHON) tools/demo.py $(ARGS)
 
 bench: kernel ## every benchmark; results in bench/results (root)
+	@tools/bench_tools.sh || true
 	@$(PYTHON) -m bench $(ARGS)
 
-bench-%: kernel ## one area: cni, datapath, policy, scale (root)
+bench-latency: kernel ## round trips beside UNIX sockets and proxies; chart and report (root)
+	@tools/bench_tools.sh || true
+	@$(PYTHON) -m bench latency $(ARGS)
+
+bench-%: kernel ## one area: cni, datapath, cluster, policy, scale, restart, listing (root)
 	@$(PYTHON) -m bench $* $(ARGS)
 
-soak: kernel ## ten minutes of mixed load (root)
-	@$(PYTHON) -m bench soak $(ARGS)
+soak: kernel ## twenty minutes: real programs on redirected sockets, then pods that come and go (root)
+	@tools/bench_tools.sh || true
+	@$(PYTHON) -m bench redirect_soak soak $(ARGS)
+
+image: setup ## build the container image, and run the agent from it (root)
+	@deploy/image.sh
+
+vagrant-check: setup ## the steps of vagrant/ that need no hypervisor, in a Debian tree (root)
+	@vagrant/check.sh
 
 clean: ## remove what set-up and tools made; what killed tests left, too
 	@$(CLEANUP)
