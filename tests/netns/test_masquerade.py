@@ -123,8 +123,8 @@ def test_a_refusal_reaches_the_pod(pod: Pod, family: int) -> None:
         pod.namespace.run(send)
 
 
-def _seen(namespace: Namespace, address: str, port: int = 0) -> tuple[int, int]:
-    """Own port, and the port that the server saw."""
+def _seen(namespace: Namespace, address: str, port: int = 0, to: int = 80) -> tuple[int, int]:
+    """Own port, and the port that the server at `to` saw."""
 
     def ask() -> tuple[int, int]:
         inet = socket.AF_INET6 if ":" in address else socket.AF_INET
@@ -132,7 +132,7 @@ def _seen(namespace: Namespace, address: str, port: int = 0) -> tuple[int, int]:
             client.settimeout(5)
             client.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             client.bind(("", port))
-            client.connect((address, 80))
+            client.connect((address, to))
             return client.getsockname()[1], int(client.recv(99).decode().split()[1])
 
     return namespace.run(ask)
@@ -153,10 +153,11 @@ def test_the_node_and_pods_at_once(lab: Lab, pod: Pod, family: int) -> None:
 @families
 def test_a_port_that_the_node_listens_at(lab: Lab, pod: Pod, family: int) -> None:
     """The pod's own port is kept where it can be; here it cannot, and the node's service works."""
-    own = FIRST + 5
-    assert _seen(pod.namespace, OUTSIDE[family], own) == (own, own)
-    with Server(lab.node_namespace, (own + 1,)):
-        asked, seen = _seen(pod.namespace, OUTSIDE[family], own + 1)
+    own, to = FIRST + 5, 81
+    # A place of its own: to port 80, an earlier connection may have been given this very port.
+    with Server(lab.outside_namespace, (to,)), Server(lab.node_namespace, (own + 1,)):
+        assert _seen(pod.namespace, OUTSIDE[family], own, to) == (own, own)
+        asked, seen = _seen(pod.namespace, OUTSIDE[family], own + 1, to)
         assert asked == own + 1 != seen and FIRST <= seen <= LAST
         assert ask_tcp(lab.outside_namespace, NODE[family], own + 1) == OUTSIDE[family]
         assert ask_udp(lab.outside_namespace, NODE[family], own + 1) == OUTSIDE[family]
