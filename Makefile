@@ -43,7 +43,6 @@ test-unit: setup ## tests without root
 	$(call section,unit tests)
 	@$(PYTEST) -q -n auto --maxprocesses 4 --dist worksteal -m "not kernel" $(ARGS)
 
-# A file's tests share a lab, so they stay in one process; two, because each has agents of its own.
 # Without BRISTLE_REQUIRE_KERNEL=1 the tests skip, each with its reason, where the kernel cannot.
 # What a test leaves behind is a failure of the run.
 test-kernel: setup ## tests with real programs and packets (root)
@@ -51,7 +50,7 @@ test-kernel: setup ## tests with real programs and packets (root)
 	@tools/setup.sh kernel || [ "$(BRISTLE_REQUIRE_KERNEL)" != 1 ]
 	@$(CLEANUP)
 	@timeout 180 tools/bench_tools.sh || true
-	@status=0; $(PYTEST) -q -n 2 --dist loadfile -m kernel $(ARGS) || status=$$?; \
+	@status=0; tools/kernel_tests.sh $(ARGS) || status=$$?; \
 		$(CLEANUP) --expect-none || status=1; exit $$status
 
 test-cluster: kernel ## every policy case across nodes, in both routing modes (root)
