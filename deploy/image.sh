@@ -98,7 +98,7 @@ build_image() {
 	revision=$(git rev-parse HEAD 2>/dev/null || true)
 	say "building $image"
 	buildah_here bud -q --layers --isolation chroot --network host --pull-never \
-		--ignorefile deploy/.dockerignore --file deploy/Dockerfile \
+		--ignorefile deploy/Dockerfile.dockerignore --file deploy/Dockerfile \
 		--volume "$outside:/mnt:ro" --build-arg APT_CONFIG=/mnt/apt/main \
 		--build-arg "BASE=$base" --build-arg "VERSION=$version" \
 		--build-arg "REVISION=$revision" \

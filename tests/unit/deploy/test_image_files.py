@@ -26,15 +26,14 @@ def copied() -> set[str]:
 
 
 def test_everything_copied_exists_and_is_let_through() -> None:
-    ignore = (ROOT / "deploy/.dockerignore").read_text().splitlines()
+    # The name by which BuildKit finds it, whatever the build's context is.
+    ignore = (ROOT / "deploy/Dockerfile.dockerignore").read_text().splitlines()
     allowed = {line[1:] for line in ignore if line.startswith("!")}
     for path in copied():
         assert (ROOT / path).exists(), path
         parents = {str(parent) for parent in [Path(path), *Path(path).parents]}
-        assert parents & allowed, f"deploy/.dockerignore hides {path}"
-    assert "*" in ignore and (ROOT / "deploy/Dockerfile.dockerignore").resolve() == (
-        ROOT / "deploy/.dockerignore"
-    )
+        assert parents & allowed, f"deploy/Dockerfile.dockerignore hides {path}"
+    assert "*" in ignore
 
 
 def test_every_package_of_the_wheel_is_copied_and_keeps_its_sources() -> None:
