@@ -44,6 +44,7 @@ class Checker:
             ("endpoints", desired.endpoint_writes()),
             ("addresses", desired.address_writes()),
             ("devices", desired.device_writes()),
+            ("places", desired.place_writes()),
             ("masquerade", desired.masquerade.source_writes()),
             ("masquerade_exclude", desired.masquerade.exclude_writes()),
         ):
@@ -186,6 +187,7 @@ def _value_text(name: str, value: bytes | None) -> str:
         "endpoints": layouts.EndpointPolicy,
         "addresses": layouts.LocalAddress,
         "devices": layouts.Device,
+        "places": layouts.Place,
         "masquerade": layouts.MasqueradeSource,
     }
     return str(kinds[name].unpack(value))  # type: ignore[attr-defined]

@@ -53,6 +53,7 @@ class Comparison:
             "endpoints": self._desired.endpoint_writes,
             "addresses": self._desired.address_writes,
             "devices": self._desired.device_writes,
+            "places": self._desired.place_writes,
             "socket_endpoints": self._desired.sockets.endpoint_writes,
             "namespaces": self._desired.sockets.namespace_writes,
             "masquerade": self._desired.masquerade.source_writes,

@@ -23,6 +23,7 @@ from typing import Final
 from agent.attachment import as_cni, endpoint_of, result_of
 from agent.core.endpoint import MAX_ENDPOINT_ID
 from agent.core.ipam import AddressConflict, AddressPool, PoolExhausted
+from agent.core.local import id_slot
 from agent.kernel.endpoint_store import EndpointRecord, EndpointStore
 from agent.kernel.links import LinkError
 from agent.kernel.podcheck import check_wiring
@@ -36,6 +37,7 @@ from agent.kernel.podnet import (
 from agent.kernel.rtnl import RtnlError
 from agent.loop import Loop, LoopStopped
 from agent.state_file import StateFileError
+from bpf.layouts import PlaceSize
 from cni import results
 from cni.config import Attachment, Command
 from cni.errors import CniError, ErrorCode
@@ -256,11 +258,15 @@ class EndpointManager:
         return addition.place
 
     def _new_id(self) -> int:
-        """An id that no endpoint has, and that is no reserved origin (enum origin)."""
+        """An id that no endpoint has, and that is no reserved origin (enum origin); with a slot of
+        its own in the map ``places`` as long as there are any."""
         taken = self._loop.store.endpoints.keys() | self._reserved.keys()
-        while (endpoint := new_endpoint_id(taken)) > MAX_ENDPOINT_ID:
-            pass
-        return endpoint
+        occupied = {id_slot(number) for number in taken}
+        full = len(occupied) == PlaceSize.PLACE_SLOTS
+        while True:
+            endpoint = new_endpoint_id(taken)
+            if endpoint <= MAX_ENDPOINT_ID and (full or id_slot(endpoint) not in occupied):
+                return endpoint
 
     def _publish(self, record: EndpointRecord) -> None:
         """In the loop: the endpoint exists; its policy is in force when the call returns."""

@@ -76,16 +76,13 @@ int from_pod(struct __sk_buff *ctx)
 	struct passage *out, *in;
 	struct report *report;
 	struct packet *p;
-	struct device *device = find_device(CTX_LOAD(ctx, ifindex));
+	struct device *device;
 	__u64 epoch = current_epoch();
-	int reason;
+	int reason = fast(ctx, epoch);
 
-	if (likely(device)) {
-		int action = fast(ctx, device, epoch);
-
-		if (action != FULL_WAY)
-			return action;
-	}
+	if (reason != FULL_WAY)
+		return reason;
+	device = find_device(CTX_LOAD(ctx, ifindex));
 	scratch = new_scratch();
 	if (!scratch)
 		return TC_ACT_SHOT;

@@ -189,6 +189,16 @@ ENDPOINTS: Final = MapSpec(
     MapFlag.NO_PREALLOC,
     version=2,
 )
+# A slot for each device and one for each id, found by position: of one size for all nodes, because
+# programs compute with it.
+PLACES: Final = MapSpec(
+    "places",
+    MapType.ARRAY,
+    U32,
+    layouts.Place,
+    2 * layouts.PlaceSize.PLACE_SLOTS,
+    Writer.AGENT,
+)
 # An LPM trie takes memory as entries come, and the kernel demands NO_PREALLOC of it.
 PEERS: Final = MapSpec(
     "peers",
@@ -365,6 +375,7 @@ SPECS: Final[Mapping[str, MapSpec[Any, Any]]] = {
         EPOCH,
         DEVICES,
         ADDRESSES,
+        PLACES,
         ENDPOINTS,
         PEERS,
         TUNNELS,

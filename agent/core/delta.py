@@ -3,7 +3,8 @@
 
 A delta is what one transaction writes: numbers first, so that every number in the kernel can be
 explained; then policy columns, peers, tunnels, endpoints, so that nothing points to what is not
-there yet; addresses and devices last, because they open the door. The epoch moves after all of it.
+there yet; addresses, devices and places last, because they open the door. The epoch moves after all
+of it.
 """
 
 from __future__ import annotations
@@ -65,6 +66,7 @@ class Delta:
     endpoints: MapDelta = field(default_factory=MapDelta)
     addresses: MapDelta = field(default_factory=MapDelta)
     devices: MapDelta = field(default_factory=MapDelta)
+    places: MapDelta = field(default_factory=MapDelta)
     socket_endpoints: MapDelta = field(default_factory=MapDelta)
     namespaces: MapDelta = field(default_factory=MapDelta)
     masquerade: MapDelta = field(default_factory=MapDelta)
@@ -79,6 +81,7 @@ class Delta:
             or self.endpoints
             or self.addresses
             or self.devices
+            or self.places
             or self.socket_endpoints
             or self.namespaces
             or self.masquerade

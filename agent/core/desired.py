@@ -198,6 +198,10 @@ class Desired:
         """The whole map ``addresses``."""
         return self.local.address_writes()
 
+    def place_writes(self) -> Writes:
+        """The map ``places``, without slots that nobody has."""
+        return self.local.place_writes()
+
     def tunnel_writes(self) -> Writes:
         """The whole map ``tunnels``."""
         return self.nodes.writes()

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """What is on this node: pods' devices, and whose each local address is (maps ``devices``,
-``addresses``). Nothing here depends on policy.
+``addresses``, ``places``). Nothing here depends on policy.
 """
 
 from __future__ import annotations
@@ -9,17 +9,33 @@ from collections.abc import Iterable, Mapping
 
 from agent.core.delta import Delta, Writes
 from agent.core.endpoint import Endpoint, address_bytes, mac_bytes
-from bpf.layouts import Device, LocalAddress, LocalKind
+from bpf.layouts import Device, LocalAddress, LocalKind, Place, PlaceSize
 from bpf.maps import U32
 
 _Entry = tuple[bytes, bytes]
 
 
+def device_slot(ifindex: int) -> int:
+    """Index of ``places`` where a pod is looked for by its device."""
+    return ifindex % PlaceSize.PLACE_SLOTS
+
+
+def id_slot(endpoint: int) -> int:
+    """Index of ``places`` where a pod is looked for by its endpoint id."""
+    return PlaceSize.PLACE_SLOTS + endpoint % PlaceSize.PLACE_SLOTS
+
+
+def slots(endpoint: int, ifindex: int) -> tuple[int, int]:
+    """Both indexes."""
+    return device_slot(ifindex), id_slot(endpoint)
+
+
 class LocalBook:
-    """Keeps both maps in step with the endpoints and the node's own addresses.
+    """Keeps these maps in step with the endpoints and the node's own addresses.
 
     An address that several claim (which is an error elsewhere) is the endpoint's with the smallest
-    id, and a pod's rather than the node's: the outcome never depends on the order of events.
+    id, and a pod's rather than the node's: the outcome never depends on the order of events. So is
+    a slot of ``places`` that two fall into.
     """
 
     def __init__(self) -> None:
@@ -28,6 +44,8 @@ class LocalBook:
         self._node: dict[bytes, str] = {}
         self._addresses: Writes = {}
         self._devices: Writes = {}
+        self._claims: dict[int, set[int]] = {}
+        self._places: Writes = {}
 
     @property
     def endpoints(self) -> Mapping[int, Endpoint]:
@@ -67,6 +85,10 @@ class LocalBook:
         """The whole map ``addresses``."""
         return dict(self._addresses)
 
+    def place_writes(self) -> Writes:
+        """The map ``places``, without slots that nobody has."""
+        return dict(self._places)
+
     def _replace(
         self, number: int, former: Endpoint | None, endpoint: Endpoint | None, delta: Delta
     ) -> None:
@@ -86,6 +108,28 @@ class LocalBook:
             if not self._holders[address]:
                 del self._holders[address]
             self._settle(address, delta)
+        self._claim(number, former, endpoint, delta)
+
+    def _claim(
+        self, number: int, former: Endpoint | None, endpoint: Endpoint | None, delta: Delta
+    ) -> None:
+        before = slots(number, former.ifindex) if former else ()
+        now = slots(number, endpoint.ifindex) if endpoint else ()
+        for slot in before:
+            self._claims[slot].discard(number)
+        for slot in now:
+            self._claims.setdefault(slot, set()).add(number)
+        for slot in sorted({*before, *now}):
+            key, claimants = U32.pack(slot), self._claims[slot]
+            if not claimants:
+                del self._claims[slot]
+                if self._places.pop(key, None) is not None:
+                    delta.places.drop(key)
+                continue
+            value = _place(self._endpoints[min(claimants)])
+            if self._places.get(key) != value:
+                self._places[key] = value
+                delta.places.put(key, value)
 
     def _put_device(self, endpoint: Endpoint, delta: Delta) -> None:
         key, value = _device(endpoint)
@@ -138,4 +182,15 @@ def _local(endpoint: Endpoint) -> bytes:
         mac=mac_bytes(endpoint.mac),
         host_mac=mac_bytes(endpoint.host_mac),
         kind=LocalKind.LOCAL_POD,
+    ).pack()
+
+
+def _place(endpoint: Endpoint) -> bytes:
+    return Place(
+        endpoint=endpoint.id,
+        ifindex=endpoint.ifindex,
+        mac=mac_bytes(endpoint.mac),
+        host_mac=mac_bytes(endpoint.host_mac),
+        address4=U32.unpack(address_bytes(endpoint.ipv4)[12:]),
+        address6=address_bytes(endpoint.ipv6),
     ).pack()

@@ -20,20 +20,21 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from agent.core.conntrack import Lifetimes, expired, records
+from agent.core.conntrack import Lifetimes
 from agent.core.delta import Delta, MapDelta, PolicyDelta, peer_deletes, peer_upserts
-from agent.kernel import bpf, bpffs, clsact
+from agent.kernel import bpf, bpffs, clsact, connections
 from agent.kernel.former import Former
 from agent.kernel.links import Hook
 from agent.kernel.loader import Loader, ProgramSpec
 from agent.kernel.maps import PinnedMap
 from agent.kernel.nat import collect
+from agent.kernel.places import Places
 from agent.kernel.rtnl import RtnlSocket
 from agent.kernel.socket_redirect import give_up
 from agent.kernel.testrun import SkbContext, TestRun, prog_test_run
 from agent.kernel.uplinks import Uplinks
 from bpf import maps
-from bpf.layouts import Config, CtEntry, CtKey, NumberKey, NumberKind, PolicyKey, Traffic
+from bpf.layouts import Config, NumberKey, NumberKind, PolicyKey, Traffic
 
 FROM_POD: Final = "from_pod"
 TO_POD: Final = "to_pod"
@@ -53,6 +54,7 @@ AGENT_MAPS: Final = (
     "endpoints",
     "addresses",
     "devices",
+    "places",
     "socket_endpoints",
     "namespaces",
 )
@@ -80,6 +82,7 @@ class Datapath:
         self._specs = maps.specs(sizes)
         self._maps: dict[str, PinnedMap[Any, Any]] = {}
         self._programs: dict[str, int] = {}
+        self._places: Places
         self.uplinks = Uplinks(bpffs_dir / "links")
         self._passing: dict[str, int] = {}
         self._idle_since = 0
@@ -101,6 +104,7 @@ class Datapath:
         for name, spec in self._specs.items():
             self._maps[name] = PinnedMap.open_or_create(spec, folder)
         self._former.carry_over(self._maps)
+        self._places = Places(self._maps["places"])
         return mounted
 
     def load(self, trace: bool, tunnel_port: int = 0) -> None:
@@ -326,12 +330,14 @@ class Datapath:
             self._delete("masquerade", delta.masquerade.deletes)
             self._delete("masquerade_exclude", delta.masquerade_exclude.deletes)
             # A pod that goes is cut off before its policy goes; one that comes is let in last.
+            self._places.clear(delta.places.deletes)
             self._delete("addresses", delta.addresses.deletes)
             self._delete("devices", delta.devices.deletes)
             self._put("endpoints", delta.endpoints)
             self._delete("endpoints", delta.endpoints.deletes)
             self._put("addresses", delta.addresses)
             self._put("devices", delta.devices)
+            self._places.put(delta.places.upserts)
             # Sockets of a namespace count once it is known whose they are.
             self._delete("namespaces", delta.namespaces.deletes)
             self._put("socket_endpoints", delta.socket_endpoints)
@@ -359,8 +365,8 @@ class Datapath:
         return epoch
 
     def raw(self, name: str) -> dict[bytes, bytes]:
-        """A map's contents, packed."""
-        return self._maps[name].raw_items()
+        """A map's contents, packed; of ``places`` the slots that somebody is in."""
+        return self._places.content() if name == "places" else self._maps[name].raw_items()
 
     def numbers(self) -> list[tuple[NumberKey, bytes]]:
         """What the numbers in the kernel mean."""
@@ -408,26 +414,8 @@ class Datapath:
         self, endpoints: Collection[int], lifetimes: Lifetimes
     ) -> tuple[int, int]:
         """Remove entries that have ended; gives how many were there and how many were removed."""
-        import numpy as np
-
-        seen = removed = 0
-        for name in ("ct", "ct_overflow"):
-            one = self._maps[name]
-            dead: list[bytes] = []
-            for raw_keys, raw_values in one.chunks():
-                keys = np.frombuffer(raw_keys, dtype=CtKey.DTYPE)
-                values = np.frombuffer(raw_values, dtype=CtEntry.DTYPE)
-                if self._idle_since:
-                    values = values.copy()
-                    values["seen"] = np.maximum(values["seen"], self._idle_since // 1_000_000_000)
-                seen += len(keys)
-                # CLOCK_MONOTONIC_COARSE, as the programs read it, never runs ahead of this.
-                mask = expired(keys, values, time.monotonic_ns(), endpoints, lifetimes)
-                if mask.any():
-                    dead.append(records(keys, mask))
-            for batch in dead:
-                removed += one.delete_packed(batch)
-        return seen, removed
+        tables = (self._maps["ct"], self._maps["ct_overflow"])
+        return connections.collect(tables, endpoints, lifetimes, self._idle_since)
 
     def collect_mappings(
         self, endpoints: Collection[int], addresses: Iterable[bytes], lifetimes: Lifetimes

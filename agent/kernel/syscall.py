@@ -14,6 +14,8 @@ from typing import Final
 
 # bpf(2) has no wrapper in the C library; the number differs per architecture.
 SYSTEM_CALL: Final = {"x86_64": 321, "aarch64": 280}
+_MEMBARRIER: Final = {"x86_64": 324, "aarch64": 283}
+_MEMBARRIER_CMD_GLOBAL: Final = 1
 
 _RETRIES: Final = 5  # of a call that a signal broke off, as libbpf does
 
@@ -137,6 +139,13 @@ def call(command: Command, attributes: "bytes | ctypes.Array[ctypes.c_char]", wh
         if number != errno.EAGAIN or attempt == _RETRIES:
             break
     raise BpfError(number, command, what)
+
+
+def wait_for_programs() -> bool:
+    """Return when every BPF program that runs now has ended: a grace period, by membarrier(2),
+    which takes some ms to tens of them. False where the kernel offers none (nohz_full, seccomp)."""
+    number = _MEMBARRIER.get(platform.machine())
+    return number is not None and _syscall(number, _MEMBARRIER_CMD_GLOBAL, None, 0) == 0
 
 
 def pointer(buffer: "bytes | ctypes.Array[ctypes.c_char]") -> int:

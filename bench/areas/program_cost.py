@@ -15,6 +15,7 @@ import struct
 from dataclasses import dataclass
 from pathlib import Path
 
+from agent.core.local import slots
 from agent.kernel import bpf
 from agent.kernel.datapath import FROM_POD, Datapath
 from agent.kernel.syscall import ProgramType
@@ -30,9 +31,11 @@ from bpf.layouts import (
     LocalKind,
     Peer,
     PeerKey,
+    Place,
     PolicyKey,
     PolicyVerdict,
 )
+from bpf.maps import U32
 
 EMPTY = "the empty program, subtracted"
 LOOPBACK = 1
@@ -70,12 +73,17 @@ class World:
     def fill(self) -> None:
         """Writes all maps, in bulk."""
         maps = {name: self.datapath.map(name) for name in (
-            "devices", "addresses", "endpoints", "peers", "policy", "epoch")}  # fmt: skip
+            "devices", "places", "addresses", "endpoints", "peers", "policy", "epoch")}  # fmt: skip
         none = bytes(16)
         sender = _mapped(_address(0))
         maps["devices"].update(LOOPBACK, Device(sender, none, _POD, _GATEWAY, SENDER))
         maps["epoch"].update(0, 1)
         numbers = range(self.peers + 1)
+        maps["places"].update_many(
+            (slot, Place(SENDER + n, LOOPBACK, _POD, _GATEWAY, U32.unpack(_address(n)), none))
+            for n in reversed(numbers)
+            for slot in slots(SENDER + n, LOOPBACK)
+        )
         maps["addresses"].update_many(
             (_mapped(_address(n)),
              LocalAddress(SENDER + n, LOOPBACK, _POD, _GATEWAY, LocalKind.LOCAL_POD))

@@ -113,6 +113,12 @@ INLINE void map_ipv4(struct address *to, __be32 from)
 	words[3] = from;
 }
 
+/* Of a mapped address. */
+INLINE __be32 unmapped_ipv4(const struct address *a)
+{
+	return ((const __u32 *)a)[3];
+}
+
 INLINE bool same_mac(const __u8 *a, const __u8 *b)
 {
 	const __u16 *x = (const __u16 *)a, *y = (const __u16 *)b;

@@ -90,17 +90,21 @@ INLINE int let_in(struct __sk_buff *ctx, struct scratch *scratch, const struct p
 /* Straight into the pod's namespace. The frame gets the addresses that it
  * would have on the pod's own link.
  */
-INLINE int deliver(struct __sk_buff *ctx, const struct local_address *local)
+INLINE int deliver_to(struct __sk_buff *ctx, __u32 ifindex, const __u8 *mac, const __u8 *host_mac)
 {
 	void *data = (void *)(long)ctx->data;
 	void *end = (void *)(long)ctx->data_end;
-	__u32 ifindex = local->ifindex;
 	struct ethhdr *eth = data;
 
 	if ((void *)(eth + 1) <= end) {
-		__builtin_memcpy(eth->h_dest, local->mac, 6);
-		__builtin_memcpy(eth->h_source, local->host_mac, 6);
+		__builtin_memcpy(eth->h_dest, mac, 6);
+		__builtin_memcpy(eth->h_source, host_mac, 6);
 	}
 	ctx->mark = 0;
 	return bpf_redirect_peer(ifindex, 0);
+}
+
+INLINE int deliver(struct __sk_buff *ctx, const struct local_address *local)
+{
+	return deliver_to(ctx, local->ifindex, local->mac, local->host_mac);
 }

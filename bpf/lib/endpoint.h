@@ -15,6 +15,29 @@ INLINE struct local_address *find_local(struct address *address)
 	return bpf_map_lookup_elem(MAP(ADDRESSES_FD), address);
 }
 
+/* NULL also for a pod that shares its slot with another: then by the tables. */
+INLINE struct place *place_of_device(__u32 ifindex)
+{
+	__u32 slot = ifindex % PLACE_SLOTS;
+	struct place *place = bpf_map_lookup_elem(MAP(PLACES_FD), &slot);
+
+	return place && place->endpoint && place->ifindex == ifindex ? place : NULL;
+}
+
+INLINE struct place *place_of_endpoint(__u32 endpoint)
+{
+	__u32 slot = PLACE_SLOTS + endpoint % PLACE_SLOTS;
+	struct place *place = bpf_map_lookup_elem(MAP(PLACES_FD), &slot);
+
+	return place && endpoint && place->endpoint == endpoint ? place : NULL;
+}
+
+INLINE bool lives_at(const struct place *place, const struct address *address, __u8 version)
+{
+	return version == 4 ? place->address4 && place->address4 == unmapped_ipv4(address) :
+			      same_address(&place->address6, address);
+}
+
 /* Does the frame come from this hardware address? */
 INLINE bool from_mac(struct __sk_buff *ctx, const __u8 *mac)
 {

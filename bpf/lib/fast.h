@@ -115,21 +115,20 @@ INLINE int fast_out(struct __sk_buff *ctx, const struct plain *p, struct ct_entr
 /* Out of a pod. Gives the action, and everything is recorded; FULL_WAY: not for
  * this way.
  */
-INLINE int fast(struct __sk_buff *ctx, const struct device *device, __u64 epoch)
+INLINE int fast(struct __sk_buff *ctx, __u64 epoch)
 {
-	struct local_address *local;
+	struct place *sender = place_of_device(CTX_LOAD(ctx, ifindex)), *receiver;
 	struct ct_entry *entry;
 	struct plain *p = plain_scratch();
 	struct ct_key key = {};
 	__u32 now;
 
-	if (!p || CTX_LOAD(ctx, mark) || CTX_LOAD(ctx, vlan_present) ||
-	    !parse_plain(ctx, device->mac, p) ||
-	    !same_address(&p->source, p->version == 4 ? &device->address4 : &device->address6))
+	if (!sender || !p || CTX_LOAD(ctx, mark) || CTX_LOAD(ctx, vlan_present) ||
+	    !parse_plain(ctx, sender->mac, p) || !lives_at(sender, &p->source, p->version))
 		return FULL_WAY;
 	forget_values();
 	key.remote = p->destination;
-	key.endpoint = device->endpoint;
+	key.endpoint = sender->endpoint;
 	key.local_port = p->source_port;
 	key.remote_port = p->destination_port;
 	key.protocol = p->protocol;
@@ -138,17 +137,17 @@ INLINE int fast(struct __sk_buff *ctx, const struct device *device, __u64 epoch)
 		return FULL_WAY;
 	now = coarse_seconds(&p->clock);
 	if (in_swing(entry, entry->flags & CT_INGRESS, epoch))
-		return fast_out(ctx, p, entry, device->endpoint, now);
+		return fast_out(ctx, p, entry, key.endpoint, now);
 	if (entry->verdict != (epoch | CT_VOUCHED) || entry->flags & CT_VIA_STACK ||
 	    !told(&key, entry, now))
 		return FULL_WAY;
-	local = find_local(&key.remote);
-	if (!local || local->endpoint != entry->far_end || local->kind != LOCAL_POD)
+	receiver = place_of_endpoint(entry->far_end);
+	if (!receiver || !lives_at(receiver, &key.remote, p->version))
 		return FULL_WAY;
 	touch(ctx, entry, entry->flags & CT_INGRESS, now);
 	count_packet(ctx, DIRECTION_EGRESS, REASON_FORWARDED);
 	count_packet(ctx, DIRECTION_INGRESS, REASON_FORWARDED);
-	return deliver(ctx, local);
+	return deliver_to(ctx, receiver->ifindex, receiver->mac, receiver->host_mac);
 }
 
 /* Into a pod, from where a packet of this origin comes. way: CT_TUNNEL for the

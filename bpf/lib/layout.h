@@ -46,6 +46,29 @@ struct local_address {
 	__u32 kind; /* enum local_kind */
 };
 
+/* Slots of places for devices, and as many for ids. */
+enum place_size {
+	PLACE_SLOTS = 16384,
+};
+
+/* places: slot -> the pod there: what devices and addresses say, for who finds
+ * it by its position, without a hash and in one cache line. A pod is in the slot
+ * of its device, ifindex % PLACE_SLOTS, and in that of its id, PLACE_SLOTS +
+ * endpoint % PLACE_SLOTS; of two that fall together one is left to the tables
+ * above. An endpoint of 0 says that nobody is there: it is written last and
+ * taken away first, and no other pod comes into a slot that a program may still
+ * be reading (agent/kernel/places.py).
+ */
+struct place {
+	__u32 endpoint;
+	__u32 ifindex; /* host side of the pod's pair */
+	__u8 mac[6]; /* of the pod's end */
+	__u8 host_mac[6];
+	__u32 address4; /* network order; 0: the pod has none */
+	struct address address6; /* all zero: the pod has none */
+	__u32 pad[6]; /* values of an array are 16 bytes into a cache line */
+};
+
 enum endpoint_flag {
 	ENDPOINT_INGRESS_ENFORCED = 1, /* a table decides; else all is allowed */
 	ENDPOINT_EGRESS_ENFORCED = 2,

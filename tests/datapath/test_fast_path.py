@@ -15,9 +15,10 @@ from scapy.layers.inet import IP, TCP, UDP
 from scapy.layers.inet6 import IPv6, IPv6ExtHdrDestOpt
 from scapy.packet import Raw
 
-from bpf.layouts import CtFlag, CtTold, CtVerdictBit, DropReason, LocalAddress
+from agent.core.local import device_slot, id_slot, slots
+from bpf.layouts import CtFlag, CtTold, CtVerdictBit, DropReason, LocalAddress, Place
 from tests.datapath.packets import CLIENT, SERVER, network, out_of, reply, request
-from tests.datapath.world import REDIRECT, SHOT, Outcome, Pod, World, packed
+from tests.datapath.world import REDIRECT, SHOT, Outcome, Pod, World, mac, packed
 from tests.datapath.world import TCP as TCP_NUMBER
 
 pytestmark = pytest.mark.kernel
@@ -96,15 +97,86 @@ def test_the_far_end_is_not_asked_within_an_epoch_and_is_in_the_next(
 @families
 @pytest.mark.parametrize("mark", [0, MARK])
 def test_another_pod_with_the_address_is_asked(world: World, version: int, mark: int) -> None:
-    """Also before the epoch moves: an address is given to its next pod by a write of its own."""
+    """Also before the epoch moves: who had the address leaves the slot before it is given away."""
     a, b, c = world.pods
     forth, _ = _open(world, version)
     assert world.leave(a, forth, mark=mark).action == REDIRECT
     world.enforce(c, ingress=True, egress=True)
     addresses, key = world.maps["addresses"], packed(b.ip(version))
     held: LocalAddress = addresses.lookup(key)  # type: ignore[assignment]
+    _nobody(world, *slots(b.endpoint, b.ifindex))
     addresses.update(key, replace(held, endpoint=c.endpoint))
     assert world.leave(a, forth, mark=mark).dropped == DropReason.DROP_POLICY_DENIED
+
+
+# ---- places ----------------------------------------------------------------------------------
+
+
+def _nobody(world: World, *numbers: int) -> None:
+    for slot in numbers:
+        world.maps["places"].update(slot, Place(0, 0, bytes(6), bytes(6), 0, bytes(16)))
+
+
+def _without_tables(world: World) -> None:
+    """Only who goes by the slots finds anybody."""
+    for name in ("devices", "addresses"):
+        world.clear(name)
+
+
+@families
+@pytest.mark.parametrize("side", ["original", "reply"])
+def test_packets_in_full_swing_go_by_the_slots_alone(world: World, version: int, side: str) -> None:
+    a, b, _ = world.pods
+    forth, back = _open(world, version)
+    _without_tables(world)
+    sender, frame, receiver = (a, forth, b) if side == "original" else (b, back, a)
+    outcome = world.leave(sender, frame)
+    assert outcome.action == REDIRECT
+    assert (outcome.frame[:6], outcome.frame[6:12]) == (mac(receiver.mac), mac(receiver.gateway))
+    # What is not in full swing does not.
+    fresh = out_of(a, request("tcp", a.ip(version), b.ip(version), sport=CLIENT + 1))
+    assert world.leave(a, fresh).dropped == DropReason.DROP_ENDPOINT_NOT_READY
+
+
+@families
+@pytest.mark.parametrize("whose", ["sender's", "receiver's"])
+@pytest.mark.parametrize("there", ["nobody", "another", "another address", "no address"])
+def test_a_slot_that_is_not_the_pods_is_left_for_the_tables(
+    world: World, version: int, whose: str, there: str
+) -> None:
+    a, b, c = world.pods
+    forth, _ = _open(world, version)
+    slot = device_slot(a.ifindex) if whose == "sender's" else id_slot(b.endpoint)
+    places = world.maps["places"]
+    held: Place = places.lookup(slot)  # type: ignore[assignment]
+    others = {
+        "nobody": replace(held, endpoint=0),
+        # Of two pods in one slot, both ways of finding them.
+        "another": places.lookup(device_slot(c.ifindex))
+        if whose == "sender's"
+        else places.lookup(id_slot(c.endpoint)),
+        "another address": replace(held, address4=held.address4 ^ 1, address6=packed("fd00::99")),
+        "no address": replace(held, address4=0, address6=bytes(16)),
+    }
+    places.update(slot, others[there])
+    outcome = world.leave(a, forth)
+    assert outcome.action == REDIRECT  # by the tables
+    assert (outcome.frame[:6], outcome.frame[6:12]) == (mac(b.mac), mac(b.gateway))
+    _without_tables(world)
+    assert world.leave(a, forth).dropped == DropReason.DROP_ENDPOINT_NOT_READY
+
+
+def test_a_pod_without_an_address_sends_none(world: World) -> None:
+    """All zero in a slot is no address, also for a packet that claims it."""
+    a, b, _ = world.pods
+    _open(world, 4)
+    slot = device_slot(a.ifindex)
+    held: Place = world.maps["places"].lookup(slot)  # type: ignore[assignment]
+    world.maps["places"].update(slot, replace(held, address4=0))
+    key = world.key(a, b.ip(4), TCP_NUMBER, CLIENT, SERVER)
+    assert world.maps["ct"].lookup(key) is not None
+    forged = out_of(a, request("tcp", "0.0.0.0", b.ip(4), flags="A"))
+    assert world.leave(a, forged).dropped == DropReason.DROP_INVALID_SOURCE_IP
 
 
 @families

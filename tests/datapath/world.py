@@ -23,6 +23,7 @@ from typing import Any, Final
 import numpy as np
 
 from agent.core.flow import FlowEvent
+from agent.core.local import slots
 from agent.kernel.loader import Loader, ProgramSpec
 from agent.kernel.maps import PinnedMap
 from agent.kernel.netns import CLONE_NEWNET
@@ -45,9 +46,11 @@ from bpf.layouts import (
     MasqueradeSource,
     Peer,
     PeerKey,
+    Place,
     PolicyKey,
     PolicyVerdict,
 )
+from bpf.maps import U32
 
 OK, SHOT, REDIRECT = 0, 2, 7
 NEXT = 0xFFFFFFFF  # TC_ACT_UNSPEC: on to the next program, and then to the stack
@@ -241,6 +244,9 @@ class World:
 
     def reset(self, trace: bool = False) -> None:
         """The initial state: no connections, no counts, no policy on any pod."""
+        places = self.maps["places"]
+        keys = np.arange(places.capacity, dtype=np.uint32)
+        places.update_packed(keys.tobytes(), bytes(places.capacity * places.value_stride))
         for name in ("devices", "addresses", "endpoints", "peers", "policy", "masquerade",
                      "masquerade_exclude"):  # fmt: skip
             self.clear(name)
@@ -283,6 +289,10 @@ class World:
             pod.ifindex,
             Device(packed(pod.ip4), packed(pod.ip6), hardware, gateway, pod.endpoint),
         )
+        here = Place(pod.endpoint, pod.ifindex, hardware, gateway, U32.unpack(packed(pod.ip4)[12:]),
+                     packed(pod.ip6))  # fmt: skip
+        for slot in slots(pod.endpoint, pod.ifindex):
+            self.maps["places"].update(slot, here)
         for address, peer_class in ((pod.ip4, pod.class4), (pod.ip6, pod.class6)):
             self.maps["addresses"].update(
                 packed(address),

@@ -81,12 +81,11 @@ for port in ports:
         client.bind((here, source_port))
         client.setblocking(False)
         client.connect_ex((there, port))
-        for _ in range(100):
-            try:
-                server, _ = listener.accept()
-                break
-            except BlockingIOError:
-                time.sleep(0.01)
+        # Longer than a SYN that was lost takes to be sent again.
+        assert select.select([listener], [], [], 10)[0], (
+            f"no connection: {client.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)}"
+        )
+        server, _ = listener.accept()
         server.setblocking(False)
         ends += [client, server]
 print("ready", flush=True)

@@ -30,7 +30,7 @@ from tests.netns.restart_world import PORT, World, pod_by_role, world
 
 pytestmark = pytest.mark.kernel
 
-MAPS = ("policy", "peers", "endpoints", "addresses", "devices")
+MAPS = ("policy", "peers", "endpoints", "addresses", "devices", "places")
 WAYS = ("deleted", "added", "altered")
 Contents = dict[bytes, bytes]
 
@@ -60,9 +60,12 @@ def maps(scene: World) -> Iterator[dict[str, PinnedMap[Any, Any]]]:
 def tamper(one: PinnedMap[Any, Any], way: str, number: int = 0) -> bytes:
     """Changes one entry; gives its key."""
     before = one.raw_items()
-    key = sorted(before)[number % len(before)]
+    filled = {key: value for key, value in before.items() if any(value)}
+    key = sorted(filled)[number % len(filled)]
     value = before[key]
-    if way == "deleted":
+    if way == "deleted" and one.spec.type.array:
+        one.update_packed(key, bytes(len(value)))
+    elif way == "deleted":
         one.delete_packed(key)
     elif way == "altered":
         one.update_packed(key, bytes([value[0] ^ 1]) + value[1:])
@@ -81,6 +84,8 @@ def _new_key(name: str, present: Contents) -> bytes:
     if name == "policy":
         known = PolicyKey.unpack(some)
         return PolicyKey(known.table, known.peer_class, 4242, 6, 16).pack()
+    if name == "places":
+        return next(key for key, value in present.items() if not any(value))
     return some[:-1] + bytes([some[-1] ^ 0x55])
 
 

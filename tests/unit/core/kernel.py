@@ -10,14 +10,15 @@ from agent.core.conntrack import Lifetimes
 from agent.core.desired import Desired
 from agent.kernel.datapath import Datapath
 from agent.kernel.maps import MapFull
+from agent.kernel.places import Places
 from bpf import layouts
 from bpf.layouts import EndpointFlag, EndpointPolicy, Peer, PeerKey, PolicyKey, PolicyVerdict
 from bpf.maps import SPECS
 from policy.levels import ANY_PROTOCOL, mask
 from policy.model import Direction
 
-NAMES = ("numbers", "policy", "peers", "tunnels", "endpoints", "addresses", "devices", "epoch",
-         "masquerade", "masquerade_exclude", "socket_endpoints", "namespaces")  # fmt: skip
+NAMES = ("numbers", "policy", "peers", "tunnels", "endpoints", "addresses", "devices", "places",
+         "epoch", "masquerade", "masquerade_exclude", "socket_endpoints", "namespaces")  # fmt: skip
 
 
 class FakeMap:
@@ -87,13 +88,18 @@ class FakeDatapath(Datapath):
         self._maps: dict[str, Any] = {
             name: FakeMap(name, sizes.get(name, 1 << 20), lambda: self.watch()) for name in NAMES
         }
+        self._places = Places(self._maps["places"], wait=self.waited)
+        self.waits = 0
+
+    def waited(self) -> None:
+        self.waits += 1
 
     def fake(self, name: str) -> FakeMap:
         found: FakeMap = self._maps[name]
         return found
 
     def content(self) -> dict[str, dict[bytes, bytes]]:
-        return {name: dict(self.fake(name).content) for name in NAMES if name != "epoch"}
+        return {name: self.raw(name) for name in NAMES if name != "epoch"}
 
     def collect_connections(
         self, endpoints: Collection[int], lifetimes: Lifetimes
@@ -164,6 +170,7 @@ def wanted(desired: Desired) -> dict[str, dict[bytes, bytes]]:
         "endpoints": desired.endpoint_writes(),
         "addresses": desired.address_writes(),
         "devices": desired.device_writes(),
+        "places": desired.place_writes(),
         "masquerade": desired.masquerade.source_writes(),
         "masquerade_exclude": desired.masquerade.exclude_writes(),
         "socket_endpoints": desired.sockets.endpoint_writes(),

@@ -88,6 +88,7 @@ def meaning(desired: Desired) -> dict[str, object]:
         "peers": {prefix: of(one) for prefix, one in desired.ipcache.entries().items()},
         "endpoints": {number: endpoint(number) for number in desired.tables},
         "devices": desired.device_writes(),
+        "places": desired.place_writes(),
         "addresses": desired.address_writes(),
         "columns": columns,
     }
@@ -296,6 +297,7 @@ def test_nothing_is_left_when_all_facts_are_gone(seed: int, steps: int) -> None:
         "endpoints": 0,
         "addresses": 0,
         "devices": 0,
+        "places": 0,
         "masquerade": 0,
         "masquerade_exclude": 0,
         "socket_endpoints": 0,
