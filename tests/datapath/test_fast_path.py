@@ -140,7 +140,7 @@ def test_packets_in_full_swing_go_by_the_slots_alone(world: World, version: int,
 
 @families
 @pytest.mark.parametrize("whose", ["sender's", "receiver's"])
-@pytest.mark.parametrize("there", ["nobody", "another", "another address", "no address"])
+@pytest.mark.parametrize("there", ["nobody", "another", "its like", "another address", "none"])
 def test_a_slot_that_is_not_the_pods_is_left_for_the_tables(
     world: World, version: int, whose: str, there: str
 ) -> None:
@@ -155,8 +155,12 @@ def test_a_slot_that_is_not_the_pods_is_left_for_the_tables(
         "another": places.lookup(device_slot(c.ifindex))
         if whose == "sender's"
         else places.lookup(id_slot(c.endpoint)),
+        # As another pod may have been before it, but for what the slot is found by.
+        "its like": replace(held, ifindex=c.ifindex)
+        if whose == "sender's"
+        else replace(held, endpoint=c.endpoint),
         "another address": replace(held, address4=held.address4 ^ 1, address6=packed("fd00::99")),
-        "no address": replace(held, address4=0, address6=bytes(16)),
+        "none": replace(held, address4=0, address6=bytes(16)),
     }
     places.update(slot, others[there])
     outcome = world.leave(a, forth)
