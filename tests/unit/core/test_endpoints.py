@@ -15,6 +15,7 @@ import pytest
 from agent.core.desired import Desired
 from agent.core.events import Pod, PodUpserted, SourceSynced
 from agent.core.ipam import AddressPool
+from agent.core.local import id_slot
 from agent.core.numbers import Numbers
 from agent.core.store import Store
 from agent.endpoints import EndpointManager
@@ -118,6 +119,7 @@ class Node:
             and not maps["endpoints"]
             and not maps["devices"]
             and not maps["addresses"]
+            and not maps["places"]
         )
 
     def stop(self) -> None:
@@ -131,6 +133,16 @@ def node(tmp_path: Path) -> Iterator[Node]:
     made = Node(tmp_path, FakeNetwork())
     yield made
     made.stop()
+
+
+def test_every_id_has_a_slot_of_its_own(node: Node) -> None:
+    """By chance alone, hardly ever among so many."""
+    ids: list[int] = []
+    for _ in range(500):
+        ids.append(node.manager._new_id())
+        node.manager._reserved[ids[-1]] = f"owner {ids[-1]}"
+    assert len({id_slot(one) for one in ids}) == len(ids)
+    node.manager._reserved.clear()
 
 
 def fault() -> BpfError:
