@@ -54,6 +54,7 @@ def run() -> list[Claim]:
         theirs = Way(stack, others[0], others[1], others[1].ipv4)
         direct = Way(stack, others[0], others[1], ends[1])
         claims = _round_trips(ours, theirs, direct)
+        ours.serve(ROUND_TRIP_PORT, last_cpu())
         _check_enforced(stranger, pods[1])
         claims += _streams(ours, theirs)
         return claims + costs + _real_traffic(ours, lab.scope.bpffs / "programs", empty_ns)
@@ -91,10 +92,9 @@ def _round_trips(ours: Way, theirs: Way, direct: Way) -> list[Claim]:
 def _streams(ours: Way, theirs: Way) -> list[Claim]:
     return throughput(
         ours,
-        theirs,
+        {"routed by the kernel": theirs},
         STREAM_ROUNDS,
         lambda where: f"TCP throughput over routed, {where}",
-        "routed by the kernel",
     )
 
 

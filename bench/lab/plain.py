@@ -22,10 +22,12 @@ DEVICE = "overlay0"
 
 
 class PlainNodes:
-    """A context manager: two nodes on one segment. overlay: through VXLAN devices."""
+    """A context manager: two nodes on one segment. overlay: through VXLAN devices; metadata: in
+    collect-metadata mode, so that the route of each packet says which tunnel it takes."""
 
-    def __init__(self, overlay: bool) -> None:
+    def __init__(self, overlay: bool, metadata: bool = False) -> None:
         self._overlay = overlay
+        self._metadata = metadata
         self._stack = ExitStack()
         self._count = 0
         self._nodes: dict[int, Namespace] = {}
@@ -62,17 +64,21 @@ class PlainNodes:
         if not self._overlay:
             node.ip(*(f"route add {cidr} via {end}" for cidr, end in zip(cidrs, ends, strict=True)))
             return
+        kind = f"id 42 local {_NODES[0].format(own)} dev up0 noudpcsum"
         node.ip(
-            f"link add {DEVICE} address {_MACS.format(own)} mtu 1450 type vxlan id 42"
-            f" local {_NODES[0].format(own)} dev up0 dstport 8472 nolearning noudpcsum",
+            f"link add {DEVICE} address {_MACS.format(own)} mtu 1450 type vxlan dstport 8472"
+            f" nolearning {'external' if self._metadata else kind}",
             f"link set {DEVICE} up",
         )
-        node.command(["bridge", "fdb", "add", _MACS.format(other), "dev", DEVICE, "dst", ends[0]])
+        if not self._metadata:
+            mac = _MACS.format(other)
+            node.command(["bridge", "fdb", "add", mac, "dev", DEVICE, "dst", ends[0]])
+        tunnel = f"encap ip id 42 dst {ends[0]}" if self._metadata else ""
         for cidr in cidrs:
             gateway = str(ip_network(cidr)[0])
             node.ip(
                 f"neighbour add {gateway} lladdr {_MACS.format(other)} dev {DEVICE} nud permanent",
-                f"route add {cidr} via {gateway} dev {DEVICE} onlink",
+                f"route add {cidr} {tunnel} via {gateway} dev {DEVICE} onlink",
             )
 
     def add_pod(self, node: int) -> Pod:

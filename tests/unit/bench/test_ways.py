@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import ExitStack
 from typing import cast
 
 import pytest
@@ -24,6 +25,9 @@ class FakeWay:
         self.ns, self.rate = ns, rate
         self.served: list[tuple[int, int]] = []
         self.connected: list[tuple[str, int, int, int]] = []
+
+    def at(self, sitting: ExitStack) -> FakeWay:
+        return self
 
     def serve(self, port: int, cpu: int) -> None:
         self.served.append((port, cpu))
@@ -48,6 +52,7 @@ class FakeClient:
 @pytest.fixture(autouse=True)
 def few_rounds(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(ways, "ROUNDS", 3)
+    monkeypatch.setattr(ways, "SITTINGS", 1)
     monkeypatch.setattr(datapath, "STREAM_ROUNDS", 3)
     monkeypatch.setattr(cluster, "STREAM_ROUNDS", 3)
     yield
@@ -85,12 +90,21 @@ def test_two_pods_of_one_node() -> None:
 def test_pods_of_two_nodes() -> None:
     (ours, _), (theirs, _) = made(15_000, 6), made(20_000, 8)
     base = "the kernel's own VXLAN with routes"
-    assert figures(cluster._round_trips(ours, theirs, "tunnel", 6)) == [
+    (other, _) = made(30_000, 3)
+    assert figures(cluster._round_trips(ours, {base: theirs, "b": other}, "tunnel", 6)) == [
         (f"tunnel: TCP round trip over {base}, IPv6", 0.75, 1.0),
         ("  two pods, policy in force", 15.0, None),
         (f"  {base}", 20.0, None),
+        ("  b", 30.0, None),
     ]
-    found = figures(cluster._streams(ours, theirs, "native", 4))
+    assert figures(cluster._streams(ours, {base: theirs, "b": other}, "tunnel", 4))[:5] == [
+        (f"tunnel: TCP throughput over {base}, same core, IPv4", 0.75, 0.95),
+        ("  two pods, policy in force", 6.0, None),
+        (f"  {base}", 8.0, None),
+        ("  b", 3.0, None),
+        ("    ours over that", 2.0, None),
+    ]
+    found = figures(cluster._streams(ours, {"routing": theirs}, "native", 4))
     assert [name for name, *_ in found[::3]] == [
         "native: TCP throughput over routing by the kernel, same core, IPv4",
         "native: TCP throughput over routing by the kernel, two cores, IPv4",
@@ -101,9 +115,19 @@ def test_pods_of_two_nodes() -> None:
 def test_where_they_run() -> None:
     ours, fake = made(10_000, 9)
     ways.round_trips([ours])
-    ways.throughput(ours, made(1, 1)[0], 3, str, "")
+    ways.throughput(ours, {"another": made(1, 1)[0]}, 3, str)
     first, last = min(os.sched_getaffinity(0)), last_cpu()
     assert fake.served == [(5001, last), (5002, last), (5003, first)]
     assert [(mode, port, cpu) for mode, port, cpu, _ in fake.connected] == [
         ("roundtrip", 5001, last), ("stream", 5002, last), ("stream", 5003, last)
     ]  # fmt: skip
+
+
+def test_several_sittings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each with processes of its own; no fewer rounds than asked for."""
+    monkeypatch.setattr(ways, "SITTINGS", 3)
+    monkeypatch.setattr(ways, "ROUNDS", 7)
+    ours, fake = made(10_000, 9)
+    times, tails = ways.round_trips([ours])
+    assert (times, tails) == ([[10_000] * 9], [[20_000] * 9])
+    assert len(fake.served) == len(fake.connected) == 3
