@@ -69,11 +69,14 @@ class Chart:
         self.schema: Mapping[str, Any] = json.loads(self._read("values.schema.json"))
 
     def crds(self) -> list[Manifest]:
-        """The custom resource definitions, in order of their files."""
-        return [
-            self._manifest(f"crds/{path.name}", path.read_text() + "\n")  # Helm does so
-            for path in sorted((self._folder / "crds").glob("*.yaml"))
-        ]
+        """The custom resource definitions, in order of their files. Raises ChartError where there
+        are none: agents could not start without them."""
+        folder = self._folder / "crds"
+        paths = sorted(folder.glob("*.yaml"))
+        if not paths:
+            raise ChartError(f"there are no custom resource definitions at {folder}")
+        # Helm ends them so.
+        return [self._manifest(f"crds/{path.name}", path.read_text() + "\n") for path in paths]
 
     def render(self, given: Mapping[str, Any], namespace: str) -> list[Manifest]:
         """All objects but the CRDs, in the order that they are to be made.

@@ -16,7 +16,7 @@ from bench.lab.manifests import Object, namespace
 from bench.lab.station import Station
 
 PORT = 6443
-CRDS = REPOSITORY / "deploy" / "crds"
+CRDS = REPOSITORY / "deploy" / "chart" / "crds"
 
 
 def serve(

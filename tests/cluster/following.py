@@ -45,7 +45,7 @@ from agent.kube.reflector import Timing
 from bench.lab.apiserver import ApiServer, write_kubeconfig
 
 NODE = "node-1"
-DEFINITIONS = Path(__file__).parents[2] / "deploy" / "crds"
+DEFINITIONS = Path(__file__).parents[2] / "deploy" / "chart" / "crds"
 PATIENCE = 60.0  # seconds; only a failing test waits so long
 FAST = Timing(settled=0.05, first_wait=0.01, longest_wait=0.05, patience=0.2, page=3)
 

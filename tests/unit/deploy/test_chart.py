@@ -15,7 +15,7 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
-from agent.chart.chart import Chart, find
+from agent.chart.chart import Chart, ChartError, find
 from agent.chart.schema import SchemaError, problems
 from agent.chart.values import ValuesError, combine
 from agent.cli.root import cli
@@ -290,6 +290,24 @@ def test_install_writes_files_in_the_order_of_application(tmp_path: Path) -> Non
     assert [one["kind"] for one in documents] == [*KINDS]
     assert all(one["metadata"].get("namespace", "net") == "net" for one in documents)
     assert "mode: native" in documents[1]["data"]["agent.yaml"]
+
+
+def test_install_brings_the_definitions_first() -> None:
+    """Those of the tree, each whole."""
+    done = CliRunner().invoke(cli, ["install", "--set", "devices={eth0}"])
+    assert done.exit_code == 0, done.output
+    documents = list(yaml.safe_load_all(done.output))
+    paths = sorted((CHART / "crds").glob("*.yaml"))
+    assert documents[: len(paths)] == [yaml.safe_load(path.read_text()) for path in paths]
+    assert sorted(one["spec"]["names"]["kind"] for one in documents[: len(paths)]) == [
+        "BristleEndpoint", "BristleIdentity", "BristleNode",
+    ]  # fmt: skip
+
+
+def test_a_chart_without_definitions_is_refused(tmp_path: Path) -> None:
+    shutil.copytree(CHART, tmp_path / "chart", ignore=shutil.ignore_patterns("crds"))
+    with pytest.raises(ChartError, match="no custom resource definitions at"):
+        Chart(tmp_path / "chart").crds()
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from bench.lab.apiserver.errors import ApiError
 from bench.lab.apiserver.server import ApiServer
 from tests.unit.deploy.models import faults
 
-CRDS = sorted((Path(__file__).resolve().parents[3] / "deploy/crds").glob("*.yaml"))
+CRDS = sorted((Path(__file__).resolve().parents[3] / "deploy/chart/crds").glob("*.yaml"))
 
 IDENTITY = {
     "apiVersion": "bristle.io/v1alpha1",
