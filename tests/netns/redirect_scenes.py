@@ -6,12 +6,22 @@ same, except for what the scene itself says. The table in docs/socket-redirect.m
 
 from __future__ import annotations
 
-from tests.netns import redirect_scenes_calls, redirect_scenes_sockets, redirect_scenes_stream
+from tests.netns import (
+    redirect_scenes_calls,
+    redirect_scenes_sockets,
+    redirect_scenes_stream,
+    redirect_scenes_uring,
+)
 from tests.netns.redirect_scene import SAME, Scene, scenes_of
 
 SCENES: tuple[Scene, ...] = tuple(
     one
-    for module in (redirect_scenes_stream, redirect_scenes_calls, redirect_scenes_sockets)
+    for module in (
+        redirect_scenes_stream,
+        redirect_scenes_calls,
+        redirect_scenes_uring,
+        redirect_scenes_sockets,
+    )
     for one in scenes_of(module.__name__)
 )
 
