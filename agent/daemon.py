@@ -30,6 +30,7 @@ from agent.applied_config import (
     with_uplinks,
 )
 from agent.cleanup import (
+    LOCK,
     MOUNT,
     NETWORKS,
     StartError,
@@ -127,7 +128,8 @@ def _run(config: Config, stopping: threading.Event, failed: threading.Event, rin
         boot_id = read_boot_id()
         config = with_uplinks(config)
         check_masquerade(config)
-        progress = Progress()
+        progress = Progress(note=lambda reason: _note(config.run_dir, reason))
+        progress.waits("")
         if config.health.address is not None:
             stack.callback(_serve_health(config.health.address, progress).stop)
         member = _member(config)
@@ -312,6 +314,15 @@ def _run(config: Config, stopping: threading.Event, failed: threading.Event, rin
 
 
 # ---- parts -----------------------------------------------------------------------------------
+
+
+def _note(run_dir: Path, reason: str) -> None:
+    """What the start waits for, for `bristle status`: in the lock, so that it holds no longer than
+    the agent lives."""
+    try:
+        (run_dir / LOCK).write_text(reason, errors="replace")
+    except OSError as error:
+        log.warning("%s: %s", run_dir / LOCK, error)
 
 
 def _restore_identities(identities: IdentityAllocator, path: Path) -> None:

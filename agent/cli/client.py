@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import errno
+import fcntl
+import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +15,7 @@ from typing import Any
 import click
 
 SOCKET_NAME = "agent.sock"
+LOCK_NAME = "agent.lock"
 TIMEOUT = 15.0
 CHECK_TIMEOUT = 120.0
 """Seconds. A check evaluates every table against every peer class."""
@@ -59,11 +62,32 @@ def _probe(path: Path) -> None:
         except OSError as error:
             if error.errno in (errno.EACCES, errno.EPERM):
                 raise NoAgent(f"{path}: permission denied; only root may ask the agent") from None
+            doing = starting(path.parent)
+            if doing is not None:
+                raise NoAgent(f"the agent of {path.parent} does not listen yet: {doing}") from None
             why = "path too long" if error.errno is None else error.strerror
             raise NoAgent(
                 f"no agent listens on {path} ({why}): start one with `bristle agent`, "
                 "or name its folder with --run-dir"
             ) from None
+
+
+def starting(run_dir: Path) -> str | None:
+    """What an agent does that does not listen: it holds its lock, and says so in it. None: there is
+    no such agent, or it is not for us to know."""
+    try:
+        fd = os.open(run_dir / LOCK_NAME, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return os.pread(fd, 4096, 0).decode(errors="replace").strip() or "it is starting"
+    except OSError:
+        return None
+    finally:
+        os.close(fd)
+    return None
 
 
 def _translate(error: Any, path: Path) -> click.ClickException:

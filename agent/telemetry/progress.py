@@ -17,11 +17,17 @@ START_SECONDS: Final = 180.0
 class Progress:
     """What probes are told before there is a loop to ask, and where they ask from then on.
 
-    An agent that waits for somebody else is not at fault: a restart would not help it.
+    An agent that waits for somebody else is not at fault: a restart would not help it. note: is
+    given what it waits for, for those who ask by the command line.
     """
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        clock: Callable[[], float] = time.monotonic,
+        note: Callable[[str], None] = lambda reason: None,
+    ) -> None:
         self._clock = clock
+        self._note = note
         self._since = clock()
         self._reason = ""
         self._checks: tuple[Check, Check] | None = None
@@ -29,6 +35,7 @@ class Progress:
     def waits(self, reason: str) -> None:
         """What the start waits for; empty: it goes on."""
         self._reason, self._since = reason, self._clock()
+        self._note(reason)
 
     def started(self, alive: Check, ready: Check) -> None:
         """From now on these say it."""

@@ -122,3 +122,29 @@ def test_a_node_that_is_gone_is_forgotten(world: World) -> None:
     )
     names = {one["metadata"]["name"] for one in world.api.objects("BristleNode")}
     assert names == {"node-1", "node-2"}
+
+
+def test_a_node_without_pod_cidrs_says_what_it_waits_for() -> None:
+    """On the command line too, before there is anything to ask; and begins once it has them."""
+    with Cluster(Shape(nodes=1), source=ApiSource, start=False) as cluster:
+        assert isinstance(cluster.source, ApiSource)
+        node = cluster.node("node-1")
+        del node.agent.config["pod_cidrs"]
+        with cluster.source.served(cluster.outside):
+            bare = manifests.node(node.name, node.pod_cidrs, node.addresses)
+            bare["spec"] = {}
+            cluster.put("nodes", [bare])
+            node.agent.launch()
+
+            def said() -> str:
+                return node.agent.cli("status", check=False).stderr
+
+            cluster.wait(lambda: "has no spec.podCIDRs yet" in said(), "the agent to say so")
+            assert "does not listen yet: waiting for this node's pod CIDRs" in said()
+            cluster.list_nodes()
+            cluster.start()
+            node.agent.wait_ready()
+            one = cluster.add_pod("node-1", "shop", "one", {})
+            assert one.ipv4.startswith(node.pod_cidrs[0].rpartition(".")[0])
+        node.agent.kill()
+        assert "no agent listens on" in node.agent.cli("status", check=False).stderr

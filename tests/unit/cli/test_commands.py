@@ -10,12 +10,14 @@ import subprocess
 import sys
 import tarfile
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 from click.testing import CliRunner
 
+from agent.cleanup import only_agent
 from agent.cli.root import cli
 from agent.core.flow import FlowFilter, FlowsLost, FlowType, Verdict
 from agent.core.views import (
@@ -26,7 +28,9 @@ from agent.core.views import (
     NotFound,
     NotReady,
 )
+from agent.daemon import _note
 from agent.rpc.server import AgentServer, SocketError
+from agent.telemetry.progress import Progress
 from tests.unit.cli.fake import DIFFERENCE, EXPLANATION, STATUS, Agent, FakeView, flow
 
 ASKING = [
@@ -54,6 +58,22 @@ def test_without_agent(command: tuple[str, ...], output: str, tmp_path: Path) ->
         assert f"no agent listens on {tmp_path}/agent.sock" in result.stderr
         assert "--run-dir" in result.stderr
         assert not result.stdout
+
+
+@pytest.mark.parametrize("said", ["", "waiting for this node's pod CIDRs: no such node"])
+def test_an_agent_that_does_not_listen_yet(said: str, tmp_path: Path) -> None:
+    """It says what for; once it has ended, nothing that it said counts."""
+    progress = Progress(note=partial(_note, tmp_path))
+    with only_agent(tmp_path, tmp_path):
+        progress.waits(said)
+        result = CliRunner().invoke(cli, ["status", "--run-dir", str(tmp_path)])
+        assert result.exit_code == 1
+        text = f"the agent of {tmp_path} does not listen yet: {said or 'it is starting'}"
+        assert text in result.stderr
+        as_json = CliRunner().invoke(cli, ["status", "-o", "json", "--run-dir", str(tmp_path)])
+        assert json.loads(as_json.stdout) == {"ready": False, "error": text}
+    result = CliRunner().invoke(cli, ["status", "--run-dir", str(tmp_path)])
+    assert f"no agent listens on {tmp_path}/agent.sock" in result.stderr
 
 
 @pytest.mark.parametrize("command", ASKING)
