@@ -41,7 +41,11 @@ INLINE void tell(struct __sk_buff *ctx, struct scratch *scratch, int reason)
 	int i;
 
 	scratch->reason = reason;
+	trace = configuration()->trace;
 	forget_values();
+	/* What was let pass is only told to who asks for it. */
+	if (likely(!scratch->reason && !trace))
+		return;
 	last = scratch->in.is.ingress ? &scratch->in : &scratch->out;
 	if (unlikely(scratch->reason)) {
 		if (last->is.decided && !last->decision.allowed)
@@ -59,7 +63,6 @@ INLINE void tell(struct __sk_buff *ctx, struct scratch *scratch, int reason)
 		return;
 	note_verdict(&scratch->told[TOLD_SENDER], &scratch->out);
 	note_verdict(&scratch->told[TOLD_RECEIVER], &scratch->in);
-	trace = configuration()->trace;
 	forget_values();
 #pragma clang loop unroll(disable)
 	for (i = 0; i < TOLD; i++) {
