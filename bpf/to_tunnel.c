@@ -10,33 +10,6 @@
 
 #define NO_TUNNEL_KEY (-22) /* EINVAL */
 
-/* A pod's packet that came by the stack, with the address that it has become:
- * replies to that must go through the stack too, which translates them back.
- * Judged is the connection as the pod sees it, in from_pod and to_pod.
- */
-INLINE void note_way(struct packet *p, struct passage *out)
-{
-	struct ct_entry *entry;
-
-	if (!opens(p))
-		return;
-	ct_key_of(&out->key, p, out->endpoint, false);
-	entry = ct_find(&out->key, p);
-	if (entry) {
-		entry->flags |= CT_VIA_STACK;
-		if (entry->seen != out->now)
-			entry->seen = out->now;
-		return;
-	} else {
-		struct ct_entry new = { .verdict = CT_DENIED, .flags = CT_VIA_STACK };
-
-		new.seen = out->now;
-		ct_mirror(&out->key, &new, &out->mirror);
-		if (bpf_map_update_elem(MAP(CT_FD), &out->key, &new, BPF_NOEXIST))
-			bpf_map_update_elem(MAP(CT_OVERFLOW_FD), &out->key, &new, BPF_NOEXIST);
-	}
-}
-
 int to_tunnel(struct __sk_buff *ctx)
 {
 	struct bpf_tunnel_key key = {};

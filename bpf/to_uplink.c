@@ -1,11 +1,15 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /* Hook: tc egress of the node's own devices. What leaves the node.
  *
- * Puts the node's address in place of a pod's, where the destination is not of
- * the cluster. The pod's egress policy was decided in from_pod, on the addresses
- * as they were. Attached only where masquerading is switched on.
+ * Notes what of a pod's came by the node's stack, which may have translated its
+ * destination (a ClusterIP): answers must go through the stack, too.
+ *
+ * With masquerading, puts the node's address in place of a pod's, where the
+ * destination is not of the cluster. The pod's egress policy was decided in
+ * from_pod, on the addresses as they were.
  */
 #include "lib/masquerade.h"
+#include "lib/straight.h"
 
 /* On to the next program at this hook, then to the device. */
 #define PASS TC_ACT_UNSPEC
@@ -14,6 +18,7 @@ enum concern {
 	CONCERN_NONE = 0,
 	CONCERN_MAYBE = 1,
 	CONCERN_POD = 2, /* a pod's, to a destination that is not excluded */
+	CONCERN_WAY = 3, /* a pod's, whose address stays */
 };
 
 /* Can this packet be one to look at? Most are the node's own, or went into a
@@ -54,9 +59,25 @@ INLINE enum concern concerned(struct __sk_buff *ctx)
 	if (!local)
 		return CONCERN_NONE;
 	if (local->kind == LOCAL_POD)
-		return excluded(&destination) ? CONCERN_NONE : CONCERN_POD;
+		return MASQUERADE && !excluded(&destination) ? CONCERN_POD : CONCERN_WAY;
 	/* The node's own errors may be about what was on its way to a pod. */
-	return icmp ? CONCERN_MAYBE : CONCERN_NONE;
+	return MASQUERADE && icmp ? CONCERN_MAYBE : CONCERN_NONE;
+}
+
+/* Only the first fragment has ports, and it tells for all. */
+INLINE int note(struct scratch *scratch, struct packet *p, int reason)
+{
+	struct local_address *local = find_local(&p->source);
+	struct passage *out = &scratch->out;
+
+	if (reason || !local || local->kind != LOCAL_POD ||
+	    (p->fragment && p->fragment != FRAGMENT_FIRST))
+		return PASS;
+	out->endpoint = local->endpoint;
+	out->now = coarse_seconds(&scratch->clock);
+	forget_values();
+	note_way(p, out);
+	return PASS;
 }
 
 int to_uplink(struct __sk_buff *ctx)
@@ -65,9 +86,14 @@ int to_uplink(struct __sk_buff *ctx)
 	struct scratch *scratch;
 	struct report *report;
 	struct packet *p;
-	enum concern concern = concerned(ctx);
+	enum concern concern;
 	int reason;
 
+	if (CTX_LOAD(ctx, tc_index) == GOES_STRAIGHT) {
+		ctx->tc_index = 0;
+		return PASS;
+	}
+	concern = concerned(ctx);
 	if (likely(concern == CONCERN_NONE))
 		return PASS;
 	scratch = new_scratch();
@@ -82,6 +108,8 @@ int to_uplink(struct __sk_buff *ctx)
 	reason = bpf_ntohs(CTX_LOAD(ctx, protocol)) == ETH_P_IP ? parse_ipv4(ctx, p) :
 								  parse_ipv6(ctx, p);
 	forget_values();
+	if (!MASQUERADE || concern == CONCERN_WAY)
+		return note(scratch, p, reason);
 	sender = find_local(&p->source);
 	if (sender && sender->kind == LOCAL_POD)
 		report->endpoint = sender->endpoint;

@@ -42,8 +42,8 @@ FROM_UPLINK: Final = "from_uplink"
 FROM_TUNNEL: Final = "from_tunnel"
 TO_TUNNEL: Final = "to_tunnel"
 TO_UPLINK: Final = "to_uplink"
-PROGRAMS: Final = (FROM_POD, TO_POD, FROM_UPLINK, FROM_TUNNEL, TO_TUNNEL)
-"""Those that every agent loads; to_uplink only where it masquerades."""
+PROGRAMS: Final = (FROM_POD, TO_POD, FROM_UPLINK, FROM_TUNNEL, TO_TUNNEL, TO_UPLINK)
+UPLINK_PROGRAMS: Final = {Hook.INGRESS: FROM_UPLINK, Hook.EGRESS: TO_UPLINK}
 
 AGENT_MAPS: Final = (
     "numbers",
@@ -75,9 +75,8 @@ class Datapath:
         masquerade: bool = False,
     ) -> None:
         self._root = bpffs_dir
-        self._uplink_programs = {Hook.INGRESS: FROM_UPLINK}
-        if masquerade:
-            self._uplink_programs[Hook.EGRESS] = TO_UPLINK
+        #: Whether pods' packets are translated on their way out.
+        self.masquerades = masquerade
         self._loader = Loader(work_dir)
         self._specs = maps.specs(sizes)
         self._maps: dict[str, PinnedMap[Any, Any]] = {}
@@ -183,13 +182,9 @@ class Datapath:
     def _load(self, defines: Mapping[str, int], more: Mapping[str, int]) -> dict[str, int]:
         shared = self.descriptors()
         pins = None if more else self._root / "programs"
-        names = dict.fromkeys((*PROGRAMS, *self._uplink_programs.values()))
         features = {"MASQUERADE": int(self.masquerades), **defines}
-        if pins is not None and not self.masquerades:
-            for pin in pins.glob(f"{TO_UPLINK}-*"):
-                pin.unlink(missing_ok=True)
         return self._loader.load(
-            [ProgramSpec(name) for name in names], features, {**shared, **more}, pins
+            [ProgramSpec(name) for name in PROGRAMS], features, {**shared, **more}, pins
         )
 
     def close(self) -> None:
@@ -275,32 +270,27 @@ class Datapath:
 
     def uplink_programs(self) -> dict[Hook, tuple[str, int]]:
         """Names and ids of this agent's programs at uplinks."""
-        return {hook: (name, self._ids(name)[0]) for hook, name in self._uplink_programs.items()}
+        return {hook: (name, self._ids(name)[0]) for hook, name in UPLINK_PROGRAMS.items()}
 
     def _ids(self, *names: str) -> tuple[int, ...]:
         return tuple(bpf.program_info(self._programs[name]).id for name in names)
 
-    @property
-    def masquerades(self) -> bool:
-        """Whether packets are translated on their way out."""
-        return Hook.EGRESS in self._uplink_programs
-
     def attach_uplink(self, device: str, ifindex: int) -> None:
         """The uplink programs at a device of the node: what comes in first, so that no answer is
         missed. Raises LinkError."""
-        for hook, name in self._uplink_programs.items():
+        for hook, name in UPLINK_PROGRAMS.items():
             self.uplinks.attach(self._programs[name], device, ifindex, hook)
 
     def attach_uplink_anew(self, device: str, ifindex: int) -> None:
         """As `attach_uplink`, where others took one away. Raises LinkError, OSError."""
-        for hook, name in self._uplink_programs.items():
+        for hook, name in UPLINK_PROGRAMS.items():
             self.uplinks.attach_anew(self._programs[name], device, ifindex, hook)
 
     def detach_former_uplinks(
         self, devices: Collection[str], recorded: Mapping[str, int]
     ) -> list[str]:
         """Detach from what is no longer configured; names of the attachments. Raises LinkError."""
-        return self.uplinks.detach_others(devices, recorded, self._uplink_programs)
+        return self.uplinks.detach_others(devices, recorded, UPLINK_PROGRAMS)
 
     def pins(self) -> list[tuple[Path, int]]:
         """Every pin of a map or program that this agent holds, and its descriptor."""

@@ -90,6 +90,32 @@ INLINE int let_in(struct __sk_buff *ctx, struct scratch *scratch, const struct p
 	return 0;
 }
 
+/* A pod's packet that came by the stack, with the address that it has become:
+ * replies to that must go through the stack too, which translates them back.
+ * Judged is the connection as the pod sees it, in from_pod and to_pod.
+ */
+INLINE void note_way(struct packet *p, struct passage *out)
+{
+	struct ct_entry *entry;
+
+	if (!opens(p))
+		return;
+	ct_key_of(&out->key, p, out->endpoint, false);
+	entry = ct_find(&out->key, p);
+	if (entry) {
+		entry->flags |= CT_VIA_STACK;
+		if (entry->seen != out->now)
+			entry->seen = out->now;
+	} else {
+		struct ct_entry new = { .verdict = CT_DENIED, .flags = CT_VIA_STACK };
+
+		new.seen = out->now;
+		ct_mirror(&out->key, &new, &out->mirror);
+		if (bpf_map_update_elem(MAP(CT_FD), &out->key, &new, BPF_NOEXIST))
+			bpf_map_update_elem(MAP(CT_OVERFLOW_FD), &out->key, &new, BPF_NOEXIST);
+	}
+}
+
 /* Straight into the pod's namespace. The frame gets the addresses that it
  * would have on the pod's own link.
  */

@@ -17,6 +17,9 @@ struct next_hop {
 	};
 };
 
+/* In tc_index of what goes straight out: to_uplink need not look at it. */
+#define GOES_STRAIGHT 0xb715
+
 /* size: of the IP packet, or of one segment of it, because that is what will be
  * on the wire. Where the route is not plain (MTU, no gateway), the stack does it,
  * and says so to the sender.
@@ -46,5 +49,6 @@ INLINE int straight_out(struct __sk_buff *ctx, __u8 version, const struct addres
 	/* The next hop is known by now: not looked for again. */
 	next.family = fib.family;
 	__builtin_memcpy(next.ipv6, fib.ipv6_dst, 16);
+	ctx->tc_index = GOES_STRAIGHT;
 	return redirect_neighbour(fib.ifindex, &next, sizeof(next), 0);
 }

@@ -84,7 +84,7 @@ class FakeDatapath(Datapath):
 
     def __init__(self, **sizes: int) -> None:
         self.watch: Callable[[], None] = lambda: None
-        self._uplink_programs = {}
+        self.masquerades = False
         self._maps: dict[str, Any] = {
             name: FakeMap(name, sizes.get(name, 1 << 20), lambda: self.watch()) for name in NAMES
         }
