@@ -53,6 +53,7 @@ INLINE int send(struct __sk_buff *ctx, struct scratch *scratch, struct packet *p
 
 	switch (scratch->way) {
 	case WAY_STACK:
+		ctx->tc_index = 0; /* what it tells to_uplink is not the pod's to say */
 		return TC_ACT_OK;
 	case WAY_POD:
 		local = find_local(&p->destination);

@@ -44,8 +44,10 @@ INLINE int straight_out(struct __sk_buff *ctx, __u8 version, const struct addres
 		__builtin_memcpy(fib.ipv6_dst, destination, 16);
 	}
 	found = bpf_fib_lookup(ctx, &fib, sizeof(fib), 0);
-	if (found != BPF_FIB_LKUP_RET_SUCCESS && found != BPF_FIB_LKUP_RET_NO_NEIGH)
+	if (found != BPF_FIB_LKUP_RET_SUCCESS && found != BPF_FIB_LKUP_RET_NO_NEIGH) {
+		ctx->tc_index = 0;
 		return TC_ACT_OK;
+	}
 	/* The next hop is known by now: not looked for again. */
 	next.family = fib.family;
 	__builtin_memcpy(next.ipv6, fib.ipv6_dst, 16);

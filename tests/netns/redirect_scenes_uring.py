@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import os
 import select
 import socket
 from typing import Any
@@ -34,11 +35,13 @@ from tests.netns.uring import (
 
 
 def ring() -> Ring:
-    """Skips the test where there is none."""
+    """Where there is none the test is skipped, or fails where kernel tests must run."""
     try:
         return Ring()
     except Unavailable as error:
-        pytest.skip(f"io_uring: {error}")
+        if os.environ.get("BRISTLE_REQUIRE_KERNEL") == "1":
+            pytest.fail(f"BRISTLE_REQUIRE_KERNEL=1, but no io_uring: {error}", pytrace=False)
+        pytest.skip(f"no io_uring: {error}")
 
 
 def result(one: Ring, seconds: float = PATIENCE) -> Any:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import fcntl
+import os
 import socket
 import struct
 import threading
@@ -19,6 +20,8 @@ from functools import partial
 
 import pytest
 
+from agent.kernel import bpf
+from agent.kernel.syscall import ProgramType
 from agent.kernel.uplinks import uplink_name
 from bench.lab.agent import Agent
 from bench.lab.netns import LabError, Namespace
@@ -161,6 +164,30 @@ def test_a_port_that_the_node_listens_at(lab: Lab, pod: Pod, family: int) -> Non
         assert asked == own + 1 != seen and FIRST <= seen <= LAST
         assert ask_tcp(lab.outside_namespace, NODE[family], own + 1) == OUTSIDE[family]
         assert ask_udp(lab.outside_namespace, NODE[family], own + 1) == OUTSIDE[family]
+
+
+@families
+def test_a_pod_cannot_pass_for_what_goes_straight(lab: Lab, family: int) -> None:
+    """By the mark that from_pod leaves for to_uplink (tc_index, bpf/lib/straight.h): with its own
+    traffic control a pod sets it to what it likes, and the node's address is still in its place."""
+    forger = lab.add_pod("one", f"forger{family}", {"app": "f"})
+    # r2 = 0xb715; skb->tc_index = r2; return TC_ACT_UNSPEC
+    code = b"".join(
+        struct.pack("=BBhi", *one)
+        for one in ((0xB7, 2, 0, 0xB715), (0x63, 0x21, 44, 0), (0xB7, 0, 0, -1), (0x95, 0, 0, 0))
+    )
+    program = bpf.program_load(ProgramType.SCHED_CLS, code, "forge", licence="GPL")
+    pin = lab.scope.bpffs / f"forge{family}"
+    bpf.object_pin(program, pin)
+    os.close(program)
+    for command in ("qdisc add dev eth0 clsact", f"filter add dev eth0 egress bpf da pinned {pin}"):
+        forger.namespace.command(["tc", *command.split()])
+    try:
+        for ask in ASK.values():
+            assert ask(forger.namespace, OUTSIDE[family]) == NODE[family]
+    finally:
+        pin.unlink()
+        lab.delete_pod(forger)
 
 
 @families
