@@ -26,6 +26,8 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "congestion.h"
+
 #define MAX_SIZE (1u << 20)
 #define MAX_CONNECTIONS 1024
 #define MAX_SAMPLES (1u << 20)
@@ -151,6 +153,8 @@ static int open_socket(struct sockaddr_storage *to, socklen_t *length)
 	if (fd < 0)
 		fail("cannot make a socket: %m");
 	setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof(one));
+	if (is_tcp() && choose_congestion_control(fd))
+		fail("cannot choose the congestion control: %m");
 	return fd;
 }
 

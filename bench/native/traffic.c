@@ -23,6 +23,8 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "congestion.h"
+
 #define MAX_COUNT 1000000
 #define SINK 0xffffffffu
 
@@ -53,6 +55,8 @@ static int open_socket(const char *address, const char *port, int serve)
 		fail("read the address");
 	fd = socket(found->ai_family, SOCK_STREAM | SOCK_CLOEXEC, 0);
 	setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof(one));
+	if (choose_congestion_control(fd))
+		fail("choose the congestion control");
 	if (serve) {
 		if (bind(fd, found->ai_addr, found->ai_addrlen) || listen(fd, 16))
 			fail("listen");
