@@ -156,6 +156,17 @@ def test_the_network_is_as_narrow_as_its_narrowest_uplink(node: Netns) -> None:
     assert node.run(lambda: underlay_mtu([])) == 0
 
 
+def test_addresses_of_services_are_not_the_nodes(node: Netns) -> None:
+    """kube-proxy in mode ipvs gives its device those of all services. Were they the node's, any
+    policy would let pods through to them. One that the node has elsewhere is its own."""
+    before = node.run(node_addresses)
+    node.ip("link", "add", "kube-ipvs0", "type", "bridge")
+    node.ip("link", "set", "kube-ipvs0", "up")
+    for address in ("10.96.0.10/32", "fd00:96::10/128", f"{NODE4}/32"):
+        node.ip("addr", "add", address, "dev", "kube-ipvs0")
+    assert node.run(node_addresses) == before
+
+
 def _index(node: Netns, name: str) -> int:
     def work() -> int:
         with RtnlSocket() as rtnl:
