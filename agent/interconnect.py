@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Collection, Mapping
-from ipaddress import ip_network
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Final
 
@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 
 ROUTES_FILE: Final = "node-routes.json"
 DEVICE: Final = "tunnel device"
+ADDRESSES: Final = "addresses of the tunnel device"
 ROUTES: Final = "routes to nodes"
 
 
@@ -150,6 +151,7 @@ class Interconnect:
         if not self._attached or wanted is self._installed:
             return
         self._adjust_mtu()
+        self._adjust_addresses()
         self._probe.want(self._paths())
         if wanted == self._installed:
             self._installed = wanted
@@ -243,7 +245,7 @@ class Interconnect:
             return [Deviation(DEVICE, vxlan.DEVICE, expected, text, self._restore)]
         if self._datapath.tunnel_attached(found.index):
             self._note(DEVICE, "")
-            return []
+            return self._addresses(found.index)
         return [
             Deviation(
                 PROGRAMS, f"{vxlan.DEVICE} ingress and egress", "from_tunnel, to_tunnel",
@@ -260,6 +262,7 @@ class Interconnect:
             # Another index is another value for every tunnel: the next transaction writes them.
             self._store.set_tunnel_device(index)
             self._installed = None
+        self._adjust_addresses()
         self._note(DEVICE, "")
 
     def _adjust_mtu(self) -> None:
@@ -273,6 +276,35 @@ class Interconnect:
                 vxlan.make(self._wanted())
         except OSError as error:
             self._note(DEVICE, str(error))
+
+    def _adjust_addresses(self) -> None:
+        """Those that other nodes know this one by, for what is masqueraded on its way to them."""
+        index = self._store.tunnel_device
+        if self._mode != "tunnel" or not index:
+            return
+        try:
+            vxlan.set_addresses(index, frozenset(map(ip_address, self._book.sources)))
+            self._note(ADDRESSES, "")
+        except (OSError, DumpInterrupted) as error:
+            self._note(ADDRESSES, str(error))  # `deviations` goes on trying
+
+    def _addresses(self, index: int) -> list[Deviation]:
+        wanted = frozenset(map(ip_address, self._book.sources))
+        with RtnlSocket() as netlink:
+            found = vxlan.addresses(netlink, index)
+        if found == wanted:
+            self._note(ADDRESSES, "")
+            return []
+        expected, there = (", ".join(sorted(map(str, some))) or "none" for some in (wanted, found))
+
+        def repair() -> None:
+            try:
+                vxlan.set_addresses(index, wanted)
+            except DumpInterrupted as error:
+                raise OSError(str(error)) from error
+            self._note(ADDRESSES, "")
+
+        return [Deviation(ADDRESSES, vxlan.DEVICE, expected, there, repair)]
 
     def _routes(self) -> list[Deviation]:
         change, found = self._plan()

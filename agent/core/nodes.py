@@ -90,6 +90,8 @@ class NodeBook:
         """This node's outer address and the other one's, by node that there is a tunnel to."""
         self.overhead = 0
         """Bytes that the tunnel adds to a packet, at most."""
+        self.sources: frozenset[str] = frozenset()
+        """The addresses, one of each family, that other nodes take what this one sends them for."""
 
     def set_pod_cidrs(self, pod_cidrs: Iterable[Network]) -> None:
         """This node's own networks; counts from the next `update`."""
@@ -116,6 +118,7 @@ class NodeBook:
         self.problems = _by_node([*told, *survey.problems])
         self.remotes = survey.remotes
         self.overhead = survey.overhead
+        self.sources = frozenset(filter(None, survey.sources.values()))
 
 
 class _Survey:
@@ -144,7 +147,9 @@ class _Survey:
             one.version for one in pod_cidrs if not routing.native(one)
         }
         self._own = store.nodes.get(name, Node(name))
-        self._here = store.node_addresses
+        here = store.node_addresses
+        first = {version: _of(self._own.addresses, version) for version in (4, 6)}
+        self.sources = {version: one if one in here else "" for version, one in first.items()}
         self.overhead = 0
         if routing.mode == "tunnel":
             self.overhead = OVERHEAD[4 if _of(self._own.addresses, 4) else 6]
@@ -243,9 +248,7 @@ class _Survey:
         return "", ""
 
     def _route(self, node: str, addresses: list[str], network: Network) -> None:
-        source = _of(self._own.addresses, network.version)
-        if source not in self._here:
-            source = ""
+        source = self.sources[network.version]
         if self._tunnelled(network):
             if node in self.remotes and self._device:
                 self.routes[network] = NodeRoute(network, node, source=source)

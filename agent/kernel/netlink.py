@@ -275,6 +275,15 @@ def add_address(index: int, address: IPAddress) -> Request:
     return Request(RTM_NEWADDR, NLM_F_CREATE | NLM_F_EXCL, payload, f"add address {address}")
 
 
+def delete_address(index: int, address: IPAddress) -> Request:
+    """Take a single-host address away; absent is success."""
+    payload = _ADDRESS.pack(
+        family_of(address), address.max_prefixlen, 0, SCOPE_UNIVERSE, index
+    ) + attribute(IFA_LOCAL, address.packed)
+    gone = frozenset({errno.EADDRNOTAVAIL})
+    return Request(RTM_DELADDR, 0, payload, f"delete address {address}", gone)
+
+
 def read_address(message: Message) -> InterfaceAddress:
     """Parse RTM_NEWADDR or RTM_DELADDR."""
     _, length, flags, scope, index = _ADDRESS.unpack_from(message.payload)

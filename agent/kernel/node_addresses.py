@@ -17,12 +17,14 @@ from dataclasses import dataclass
 from ipaddress import IPv6Network
 
 from agent.kernel import netlink as nl
+from agent.kernel import vxlan
 from agent.kernel.rtnl import NETLINK_ROUTE, Message, RtnlSocket, messages
 
 RTMGRP_LINK, RTMGRP_IPV4_IFADDR, RTMGRP_IPV6_IFADDR = 0x1, 0x10, 0x100
 _UNIQUE_LOCAL = IPv6Network("fc00::/7")
-_SERVICES = "kube-ipvs0"
-"""kube-proxy's device in mode ipvs: it bears the address of every service, and nobody is there."""
+_BORROWERS = ("kube-ipvs0", vxlan.DEVICE)
+"""Devices whose addresses are others': that of kube-proxy in mode ipvs bears those of all services,
+the tunnel's the node's."""
 _BUFFER = 4 << 20
 """Bytes of notices that may wait: 110 pods make some 1,000 notices of about 1 KiB each."""
 
@@ -31,17 +33,18 @@ def node_addresses() -> frozenset[nl.IPAddress]:
     """All addresses of the node that others may reach: both families, every device, also `lo`.
 
     Left out are link-local and host scope (127.0.0.1, ::1), addresses that failed duplicate
-    detection, and services' on kube-proxy's device: what goes there is no packet for the node, and
-    the way from it to any service. Tentative ones count: they will be ours in a second.
+    detection, and services' on kube-proxy's device: what goes there is not meant for the node.
+    Tentative ones count: they will be ours in a second.
     """
-    services = 0
-    with contextlib.suppress(OSError):
-        services = socket.if_nametoindex(_SERVICES)
+    borrowers = set()
+    for name in _BORROWERS:
+        with contextlib.suppress(OSError):
+            borrowers.add(socket.if_nametoindex(name))
     with RtnlSocket() as netlink:
         return frozenset(
             entry.address
             for entry in nl.list_addresses(netlink)
-            if _is_reachable(entry) and entry.index != services
+            if _is_reachable(entry) and entry.index not in borrowers
         )
 
 

@@ -2,9 +2,13 @@
 """The tunnel's device: one VXLAN device for all nodes, whose packets bear their tunnel key
 ("external", or collect-metadata mode; RFC 7348, linux/if_link.h).
 
-It has no addresses, no ARP and no neighbours: the programs name the other end of each packet, and
-inner hardware addresses mean nothing. It is made down, so that no packet passes it without the
-programs, and its alias says whose it is.
+It has no ARP and no neighbours: the programs name the other end of each packet, and inner hardware
+addresses mean nothing. It is made down, so that no packet passes it without the programs, and its
+alias says whose it is.
+
+It bears the addresses that the cluster knows the node by, for rules of the node's that masquerade:
+the kernel takes the address of the device that a packet leaves by, without one that of some other
+device, which other nodes would not believe.
 """
 
 from __future__ import annotations
@@ -134,6 +138,25 @@ def bring_up(index: int, port: int) -> None:
             if error.errno in (errno.EADDRINUSE, errno.EEXIST):
                 raise TunnelError(_port_taken(port)) from error
             raise
+
+
+def addresses(netlink: RtnlSocket, index: int) -> frozenset[nl.IPAddress]:
+    """What the device bears. Raises RtnlError, DumpInterrupted."""
+    return frozenset(
+        one.address
+        for one in nl.list_addresses(netlink)
+        if one.index == index and one.scope == nl.SCOPE_UNIVERSE
+    )
+
+
+def set_addresses(index: int, wanted: frozenset[nl.IPAddress]) -> None:
+    """Make it bear these and no others. Raises RtnlError, DumpInterrupted."""
+    with RtnlSocket() as netlink:
+        found = addresses(netlink, index)
+        netlink.run(
+            [nl.add_address(index, one) for one in wanted - found]
+            + [nl.delete_address(index, one) for one in found - wanted]
+        )
 
 
 def remove(alias: str) -> bool:
