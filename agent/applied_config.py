@@ -7,8 +7,9 @@ from __future__ import annotations
 import dataclasses
 import logging
 import socket
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from ipaddress import ip_network
+from typing import Final
 
 from agent.cleanup import StartError
 from agent.config import Config
@@ -18,20 +19,44 @@ from agent.core.nodes import NodeBook, Routing
 from agent.kernel import sysctl
 from agent.kernel.links import LinkError
 from agent.kernel.netlink import default_route_devices
+from agent.kernel.node_addresses import devices_with
 
 log = logging.getLogger("bristle")
 
+_MAC_LENGTH: Final = len("02:00:5e:00:53:01")
 
-def with_uplinks(config: Config) -> Config:
+
+def with_uplinks(
+    config: Config, addresses: Sequence[str] = (), former: Iterable[str] = ()
+) -> Config:
     """In a cluster a node has uplinks, whether it was told which or not: those of the default
-    routes."""
+    routes, and those with the addresses that other nodes know it by. former: the uplinks that it
+    had last, which count while these addresses are not known."""
     if config.devices or config.source.kubernetes is None:
         return config
-    found = tuple(link.name for link in default_route_devices())
+    links = default_route_devices()
+    if addresses:
+        links += devices_with(addresses)
+    # The programs read Ethernet headers; a tunnel of layer 3 has none.
+    found = dict.fromkeys(link.name for link in links if len(link.mac) == _MAC_LENGTH)
+    for link in links:
+        if link.name not in found:
+            log.warning("devices: %s is no Ethernet device, and none of the uplinks", link.name)
+    if not addresses:
+        found |= dict.fromkeys(one for one in former if is_device(one))
     if not found:
         raise StartError("devices: this node has no default route: name its uplinks")
-    log.info("devices: %s, by the default routes", ", ".join(found))
-    return dataclasses.replace(config, devices=found)
+    log.info("devices: %s, by default routes and the node's addresses", ", ".join(found))
+    return dataclasses.replace(config, devices=tuple(found))
+
+
+def is_device(name: str) -> bool:
+    """Whether there is one in this network namespace."""
+    try:
+        socket.if_nametoindex(name)
+    except OSError:
+        return False
+    return True
 
 
 def ifindex(device: str) -> int:

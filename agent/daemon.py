@@ -126,8 +126,6 @@ def _run(config: Config, stopping: threading.Event, failed: threading.Event, rin
         # Folders, and the right to be the only agent on them.
         stack.enter_context(only_agent(config.run_dir, config.state_dir))
         boot_id = read_boot_id()
-        config = with_uplinks(config)
-        check_masquerade(config)
         progress = Progress(note=lambda reason: _note(config.run_dir, reason))
         progress.waits("")
         if config.health.address is not None:
@@ -139,6 +137,10 @@ def _run(config: Config, stopping: threading.Event, failed: threading.Event, rin
                 cidrs = list(member.pod_cidrs(stopping, progress.waits))
         except NoPodCidrs:
             return
+        config = with_uplinks(
+            config, member.addresses if member else (), recorded_uplinks(config.state_dir)
+        )
+        check_masquerade(config)
         uplinks = {device: ifindex(device) for device in config.devices}
 
         # The datapath, as it stands, and this agent's programs.

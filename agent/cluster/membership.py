@@ -5,6 +5,7 @@ together. The daemon makes one in cluster mode, and knows nothing else of it.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -75,6 +76,8 @@ class Membership:
         self._workers: dict[str, Periodic] = {}
         self._release: Callable[[], None] = lambda: None
         self._cidrs: tuple[str, ...] = ()
+        self.addresses: tuple[str, ...] = ()
+        """Those of this node's object, as `pod_cidrs` found it; none: not known."""
 
     # ---- before the agent runs ---------------------------------------------------------------
 
@@ -89,13 +92,15 @@ class Membership:
         """
         configured = tuple(str(one) for one in self._config.pod_cidrs)
         if configured:
+            with contextlib.suppress(ApiError, CredentialsError):
+                self.addresses = self._registry.node().addresses
             return configured
         known = _recall(self._config.state_dir)
         said = ""
         while not stopping.is_set():
             try:
                 node = self._registry.node()
-                self._cidrs = node.pod_cidrs
+                self._cidrs, self.addresses = node.pod_cidrs, node.addresses
                 reason = f"node {node.name} has no spec.podCIDRs yet: is its allocation turned on?"
             except (ApiError, CredentialsError) as error:
                 reason = str(error)

@@ -36,10 +36,7 @@ def node_addresses() -> frozenset[nl.IPAddress]:
     detection, and services' on kube-proxy's device: what goes there is not meant for the node.
     Tentative ones count: they will be ours in a second.
     """
-    borrowers = set()
-    for name in _BORROWERS:
-        with contextlib.suppress(OSError):
-            borrowers.add(socket.if_nametoindex(name))
+    borrowers = _borrowers()
     with RtnlSocket() as netlink:
         return frozenset(
             entry.address
@@ -65,6 +62,25 @@ def uplink_addresses(devices: Iterable[str]) -> dict[tuple[int, int], nl.IPAddre
             continue  # it may come yet
         here = [one for one in listed if one.index == index and _is_lasting(one)]
         found |= {(index, one.version): one for one in _first(here)}
+    return found
+
+
+def devices_with(addresses: Iterable[str]) -> list[nl.Link]:
+    """The devices, but `lo`, that bear any of these addresses, in the order of their numbers.
+    Raises RtnlError, DumpInterrupted."""
+    wanted, borrowers = frozenset(addresses), _borrowers()
+    with RtnlSocket() as netlink:
+        listed = nl.list_addresses(netlink)
+        found = {one.index for one in listed if str(one.address) in wanted} - borrowers
+        links = {link.index: link for link in nl.list_links(netlink) if link.name != "lo"}
+    return [links[index] for index in sorted(found & links.keys())]
+
+
+def _borrowers() -> set[int]:
+    found = set()
+    for name in _BORROWERS:
+        with contextlib.suppress(OSError):
+            found.add(socket.if_nametoindex(name))
     return found
 
 

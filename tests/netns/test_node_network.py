@@ -16,6 +16,7 @@ from agent.kernel.node_addresses import (
     AddressRemoved,
     LinkRemoved,
     NetworkMonitor,
+    devices_with,
     node_addresses,
 )
 from agent.kernel.podnet import (
@@ -165,6 +166,19 @@ def test_addresses_of_services_are_not_the_nodes(node: Netns) -> None:
     for address in ("10.96.0.10/32", "fd00:96::10/128", f"{NODE4}/32"):
         node.ip("addr", "add", address, "dev", "kube-ipvs0")
     assert node.run(node_addresses) == before
+
+
+def test_devices_by_the_addresses_that_others_know(node: Netns) -> None:
+    def found(*addresses: str) -> list[str]:
+        return [link.name for link in node.run(lambda: devices_with(addresses))]
+
+    for name in ("up0", "kube-ipvs0"):
+        node.ip("link", "add", name, "type", "bridge")
+    node.ip("addr", "add", "192.0.2.7/24", "dev", "up0")
+    for name in ("kube-ipvs0", "lo"):
+        node.ip("addr", "add", "192.0.2.8/32", "dev", name)
+    assert found("192.0.2.7", "2001:db8::7") == ["up0"]
+    assert not found("192.0.2.8") and not found("192.0.2.9") and not found()
 
 
 def _index(node: Netns, name: str) -> int:

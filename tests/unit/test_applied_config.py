@@ -22,6 +22,7 @@ from agent.config import Config, build
 from agent.config_values import Kubernetes, PortRange
 from agent.kernel import sysctl
 from agent.kernel.links import LinkError
+from agent.kernel.netlink import Link
 
 CIDRS = ("10.244.1.0/24",)
 GONE = "bri-no-such"
@@ -36,6 +37,37 @@ def config(**values: Any) -> Config:
 def test_uplinks_that_were_named_are_taken_as_they_are() -> None:
     named = config(devices=("up0", "up1"))
     assert with_uplinks(named) is named
+
+
+def links(*names: str, mac: str = "02:00:5e:00:53:01") -> list[Link]:
+    return [Link(1, name, mac, 1500, True, True, "", "", ()) for name in names]
+
+
+def test_uplinks_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By default routes and by the addresses that the cluster knows; where it cannot be asked,
+    those are taken that there were."""
+    asked: list[tuple[str, ...]] = []
+
+    def with_addresses(addresses: tuple[str, ...]) -> list[Link]:
+        asked.append(addresses)
+        return links("up0", "up1")
+
+    monkeypatch.setattr(applied_config, "default_route_devices", lambda: links("up0"))
+    monkeypatch.setattr(applied_config, "devices_with", with_addresses)
+    monkeypatch.setattr(applied_config, "is_device", lambda name: name != GONE)
+    known = with_uplinks(config(), ("192.0.2.1",), ["up0", "up2"])
+    assert known.devices == ("up0", "up1") and asked == [("192.0.2.1",)]
+    assert with_uplinks(config(), (), ["up1", GONE]).devices == ("up0", "up1")
+    assert with_uplinks(config()).devices == ("up0",)
+
+
+def test_a_device_without_ethernet_is_no_uplink(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = [*links("wg0", mac=""), *links("up0")]
+    monkeypatch.setattr(applied_config, "default_route_devices", lambda: found)
+    assert with_uplinks(config()).devices == ("up0",)
+    monkeypatch.setattr(applied_config, "default_route_devices", lambda: links("wg0", mac=""))
+    with pytest.raises(StartError, match=r"^devices: "):
+        with_uplinks(config())
 
 
 def test_in_a_cluster_there_must_be_some(monkeypatch: pytest.MonkeyPatch) -> None:
