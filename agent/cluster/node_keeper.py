@@ -88,7 +88,10 @@ class NodeKeeper:
 
     def _describe(self, node: Node, good: bool, why: str) -> None:
         spec = BristleNodeSpec(
-            addresses=tuple(NodeAddress("InternalIP", one) for one in node.addresses),
+            addresses=tuple(
+                NodeAddress("ExternalIP" if one in node.external else "InternalIP", one)
+                for one in node.addresses
+            ),
             podCIDRs=node.pod_cidrs,
             routingMode=self._routing_mode,
             encapsulation=Encapsulation(self._tunnel_port) if self._tunnel_port else None,

@@ -92,12 +92,15 @@ class Node:
     addresses: `status.addresses` of types InternalIP and ExternalIP in canonical text, internal
         ones first, in their order; empty while the kubelet has not told them.
     pod_cidrs: `spec.podCIDRs` in canonical text, at most one of each family.
+    external: those of the addresses that are of type ExternalIP alone. A cloud may translate them
+        on their way, so no device of the node need have them.
     """
 
     name: str
     uid: str = ""
     addresses: tuple[str, ...] = ()
     pod_cidrs: tuple[str, ...] = ()
+    external: frozenset[str] = frozenset()
 
     @property
     def key(self) -> ResourceKey:

@@ -2,15 +2,16 @@
 """Which destinations see pods as they are, and what pods look like to all others (maps
 ``masquerade_exclude``, ``masquerade``).
 
-The cluster sees pods as they are: pod addresses and the addresses of nodes. Link-local and
+The cluster sees pods as they are: pod addresses and the addresses of nodes, but for further ones
+of type ExternalIP, which may lead by a cloud's own translation, outside of it. Link-local and
 multicast destinations are on this link, where a pod's packets never go by the node's address.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from ipaddress import IPv4Network, IPv6Network, ip_network
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from typing import Final
 
 from agent.core.delta import Delta, MapDelta, Writes
@@ -94,7 +95,17 @@ class MasqueradeBook:
         known = self._nodes.get(node.name)
         if known is not None and known[0] == node:
             return known[1]
-        return _prefixes(map(ip_network, (*node.addresses, *node.pod_cidrs)))
+        return _prefixes(map(ip_network, (*_inner(node), *node.pod_cidrs)))
+
+
+def _inner(node: Node) -> Iterator[str]:
+    """Without ExternalIPs, unless the node has no other address of the family."""
+    families: set[int] = set()
+    for one in node.addresses:
+        family = ip_address(one).version
+        if one not in node.external or family not in families:
+            yield one
+        families.add(family)
 
 
 def _change(part: MapDelta, former: Mapping[bytes, bytes], wanted: Mapping[bytes, bytes]) -> None:

@@ -42,15 +42,18 @@ def translate_node(obj: Object, key: ResourceKey) -> Node:
     metadata = mapping_field(obj, "metadata", "metadata")
     spec = mapping_field(obj, "spec", "spec")
     status = mapping_field(obj, "status", "status")
+    internal, external = _node_addresses(status)
     return Node(
         name=key.name,
         uid=text_field(metadata, "uid", "metadata.uid"),
-        addresses=_node_addresses(status),
+        addresses=tuple(dict.fromkeys((*internal, *external))),
         pod_cidrs=one_of_each_family(_pod_cidrs(spec), "network of the node's pods"),
+        external=frozenset(external).difference(internal),
     )
 
 
-def _node_addresses(status: Object) -> tuple[str, ...]:
+def _node_addresses(status: Object) -> tuple[list[str], list[str]]:
+    """Internal and external ones."""
     found: dict[str, list[str]] = {kind: [] for kind in _ADDRESS_TYPES}
     for i, entry in enumerate(list_field(status, "addresses", "status.addresses")):
         path = f"status.addresses[{i}]"
@@ -61,7 +64,8 @@ def _node_addresses(status: Object) -> tuple[str, ...]:
             continue  # names, and types of a newer API
         path += ".address"
         found[kind].append(usable_address(required_text(entry, "address", path), path, "node"))
-    return tuple(dict.fromkeys(address for kind in _ADDRESS_TYPES for address in found[kind]))
+    internal, external = (found[kind] for kind in _ADDRESS_TYPES)
+    return internal, external
 
 
 def _pod_cidrs(spec: Object) -> Iterator[tuple[str, str]]:

@@ -94,6 +94,16 @@ def test_the_cluster_sees_pods_as_they_are(address: str, excluded: bool) -> None
     assert sees(kept, address) == excluded
 
 
+def test_external_addresses_are_outside() -> None:
+    """A cloud translates them on their way and takes no packet of a pod's address; only where a
+    node has no other one is it the way to the node."""
+    addresses = "192.0.2.2", "203.0.113.2", "2001:db8::2", "2001:db8::3"
+    node = Node("two", "u", addresses, (), frozenset(addresses[1:]))
+    kept = book()
+    kept.update(facts([node]), Delta())
+    assert [sees(kept, one) for one in addresses] == [True, False, True, False]
+
+
 def test_only_what_differs_is_written() -> None:
     kept, store = book(), facts([OTHER], ["192.0.2.1"])
     store.set_uplink_addresses({(3, 4): "192.0.2.1"})

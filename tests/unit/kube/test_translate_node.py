@@ -52,6 +52,7 @@ def test_a_node_with_everything() -> None:
         uid="u-1",
         addresses=("192.0.2.1", "fd00::a", "198.51.100.7"),
         pod_cidrs=("10.244.1.0/24", "fd00:1::/64"),
+        external=frozenset({"198.51.100.7"}),
     )
 
 
