@@ -155,6 +155,8 @@ class _Survey:
             self.overhead = OVERHEAD[4 if _of(self._own.addresses, 4) else 6]
             if not self._own.addresses and store.nodes.keys() - {name}:
                 self._complain(name, "no address of this node is known, so there is no tunnel")
+        for network in pod_cidrs:
+            self._apart(name, network)
         for one in sorted(store.nodes.values(), key=lambda node: node.name):
             if one.name != name:
                 self._look_at(one)
@@ -193,17 +195,23 @@ class _Survey:
             why = "this node" if holder == self._name else f"node {holder}, the first by name"
             self._complain(node, f"its pod network {network} overlaps {taken} of {why}")
             return False
-        inside = self._addresses.inside(network)
-        if inside is not None:
-            address, holder = inside
-            self._complain(
-                node,
-                f"its pod network {network} overlaps the network of the nodes: it holds the"
-                f" address {address} of node {holder}",
-            )
+        if not self._apart(node, network):
             return False
         self._taken.add(network, node)
         return True
+
+    def _apart(self, node: str, network: Network) -> bool:
+        """Whether no node has an address in a pod network."""
+        inside = self._addresses.inside(network)
+        if inside is None:
+            return True
+        address, holder = inside
+        self._complain(
+            node,
+            f"its pod network {network} overlaps the network of the nodes: it holds the"
+            f" address {address} of node {holder}",
+        )
+        return False
 
     def _reach(
         self, node: str, addresses: list[str], networks: list[Network]

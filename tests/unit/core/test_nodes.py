@@ -136,6 +136,15 @@ def test_two_nodes_with_one_network(order: tuple[Node, ...]) -> None:
     assert "192.0.2.3 is that of node b" in one.problems["node c"]
 
 
+def test_this_nodes_own_pods_among_the_nodes() -> None:
+    """Other nodes do not reach such pods, and here they take addresses that are others'."""
+    one = after(store_of(ME, replace(A, addresses=("10.1.0.7", "2001:db8::2"))))
+    assert set(one.problems) == {"node me"}
+    assert "10.1.0.0/24 overlaps the network of the nodes" in one.problems["node me"]
+    assert "10.1.0.7 of node a" in one.problems["node me"]
+    assert entry(one, "10.2.0.0/24") is not None
+
+
 def test_bad_input() -> None:
     """Each is told of, and keeps nothing else from being used."""
     nodes = [
