@@ -6,7 +6,7 @@ set -euo pipefail
 . "${BRISTLE_TREE:-/bristle}/vagrant/steps/lib.sh"
 
 apt-get -qq update
-install ca-certificates conntrack curl ethtool gpg iproute2 iputils-ping jq kmod make procps socat
+install ca-certificates conntrack curl ethtool gpg iproute2 iputils-ping jq kmod make procps python3 socat
 
 # The kubelet refuses to work with swap.
 sed -i '/\sswap\s/s/^[^#]/#&/' /etc/fstab
