@@ -8,15 +8,12 @@ again as long as the reason holds.
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable, Mapping
 from typing import Final
 
 from agent.core.events import ResourceKey
 from agent.kube.errors import ApiError
-
-log = logging.getLogger(__name__)
 
 AGAIN_SECONDS: Final = 1800.0
 KIND: Final = "NetworkPolicy"
@@ -38,8 +35,9 @@ class PolicyReporter:
         self._told: dict[ResourceKey, tuple[str, float]] = {}
 
     def work(self) -> None:
-        """Tell what is new, or was told long ago."""
+        """Tell what is new, or was told long ago. Raises the last ApiError after all was tried."""
         found, now = self._snapshot(), self._clock()
+        failure: ApiError | None = None
         for key in self._told.keys() - found.keys():
             del self._told[key]
         for key, reason in sorted(found.items()):
@@ -49,6 +47,8 @@ class PolicyReporter:
             try:
                 self._report(key, reason)
             except ApiError as error:
-                log.warning("no event on %s: %s", key, error)
+                failure = error
                 continue  # tried again at the next look
             self._told[key] = (reason, now)
+        if failure is not None:
+            raise failure

@@ -18,8 +18,8 @@ pytestmark = pytest.mark.kernel
 
 USER = "agent"
 # Not seen within this node's life: what changed meanwhile, identities collected after their grace,
-# a lease renewed after seconds, Events on policies that cannot be put in force; and services,
-# whose watch comes with them.
+# a lease renewed after seconds, an Event on a policy that is told again; and services, whose watch
+# comes with them.
 UNSEEN = {
     ("bristleendpoints", "update"),
     ("bristleidentities", "delete"),
@@ -29,7 +29,6 @@ UNSEEN = {
     ("bristlenodes", "update"),
     ("endpointslices", "list"),
     ("endpointslices", "watch"),
-    ("events", "create"),
     ("events", "patch"),
     ("leases", "update"),
     ("services", "list"),
@@ -75,6 +74,11 @@ def test_the_charts_rights_are_enough_and_used() -> None:
         until(lambda: lab.api.objects("BristleNode")[0].get("status"), "the node's own object")
         until(lambda: not tainted(lab), "the taint to be taken away")
         until(lambda: lab.api.objects("Lease"), "the lease")
+        bad: dict[str, Any] = {"podSelector": {}, "ingress": [{"from": [{}]}]}
+        lab.manifests.put("bad", [manifests.policy("shop", "bad", bad)])
+        until(lambda: lab.api.objects("events.k8s.io/v1/Event", "shop"), "the Event on a policy")
+        lab.manifests.remove("bad")
+        until(lambda: not lab.agent.status().rejected, "the policy to be gone")
         lab.delete_pod(pod)
         until(lambda: not lab.api.objects("BristleEndpoint"), "the endpoint to be withdrawn")
         refused = [one for one in lab.api.requests() if one["code"] == 403]

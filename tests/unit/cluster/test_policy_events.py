@@ -4,6 +4,8 @@ and what could not be told is told later."""
 
 from __future__ import annotations
 
+import pytest
+
 from agent.cluster.policy_events import AGAIN_SECONDS, KIND, PolicyReporter
 from agent.core.events import ResourceKey
 from agent.kube.errors import ApiError
@@ -28,7 +30,11 @@ class World:
         self._told.append((key, reason))
 
     def look(self) -> list[tuple[ResourceKey, str]]:
-        self._reporter.work()
+        if self.failing & self.found.keys():
+            with pytest.raises(ApiError, match="away"):  # for the log and status
+                self._reporter.work()
+        else:
+            self._reporter.work()
         told, self._told = self._told, []
         return told
 

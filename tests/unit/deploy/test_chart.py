@@ -200,7 +200,7 @@ def test_the_rules_are_these() -> None:
         ("", "pods"): watched,
         ("", "namespaces"): watched,
         ("", "services"): watched,
-        ("networking.k8s.io", "networkpolicies"): watched,
+        ("networking.k8s.io", "networkpolicies"): watched | {"get"},
         ("discovery.k8s.io", "endpointslices"): watched,
         ("", "nodes/status"): {"patch"},
         ("bristle.io", "bristleidentities"): watched | {"get", "create", "patch", "delete"},
