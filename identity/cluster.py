@@ -135,6 +135,12 @@ class ClusterIdentities(IdentityAllocator):
         # One that is about to be deleted only where there is no other: it must be unmarked first.
         return min(numbers, key=lambda one: (self._published[one].unused, one))
 
+    def superseded(self, labels: LabelSet) -> list[int]:
+        """Numbers that are held here with these labels, and mean others elsewhere by now."""
+        return sorted(
+            one for one in self._sets.get(labels, ()) if self._published[one].successor is not None
+        )
+
     def items(self) -> dict[int, LabelSet]:
         """Every identity that is known, held or not."""
         known = {number: one.labels for number, one in sorted(self._published.items())}

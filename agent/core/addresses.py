@@ -116,6 +116,10 @@ class AddressBook:
             key for key, one in self.wanted.items() if one == labels
         ]
 
+    def having(self, number: int) -> list[PodKey]:
+        """Pods that have a number."""
+        return [key for key, (one, _, _) in self._who.items() if one == number]
+
     def _elsewhere(self, published: PublishedEndpoint | None) -> PublishedEndpoint | None:
         """Of its own pods a node knows more than it published."""
         own = published is not None and published.node_name == self._node_name

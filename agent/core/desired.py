@@ -256,13 +256,21 @@ class Desired:
 
     def _change_pods(self, store: Store, changes: Changes, now: float) -> set[int]:
         """Identities of changed pods; gives the endpoints whose policy may be another."""
-        pods = set(changes.pods)
+        pods, settled = set(changes.pods), set[int]()
         for number in sorted(changes.identities):
             pods.update(self._change_identity(number, store))
+            settled.update(self._superseded(number, store))
+        for number in settled:
+            pods.update(one for one in self.addresses.having(number) if store.endpoints_of(one))
         for namespace in changes.namespaces:
             pods.update(store.pods_of(namespace))
         for key in sorted(pods):
             self.addresses.update_pod(key, store, now)
+        # Only now it may be clear what such a number means of other nodes' pods.
+        others = {key for number in settled for key in self.addresses.waiting(number, None)}
+        for key in sorted(others):
+            self.addresses.update_pod(key, store, now)
+        pods |= others
         self._note_publications(pods, store, changes)
         touched = set(changes.endpoints)
         touched.update(one.id for key in pods for one in store.endpoints_of(key))
@@ -305,6 +313,20 @@ class Desired:
             return []
         self.identities.publish(number, fact.labels, bool(fact.unused_since))
         return self.addresses.waiting(number, fact.labels)
+
+    def _superseded(self, number: int, store: Store) -> list[int]:
+        """Numbers that pods here hold while they mean something else elsewhere, and need not hold
+        any more: their labels have another one."""
+        fact = store.identities.get(number)
+        if fact is None or not isinstance(self.identities, ClusterIdentities):
+            return []
+        concerned = {fact.labels, self.identities.labels(number) or fact.labels}
+        return [
+            one
+            for labels in concerned
+            if self.identities.lookup(labels) is not None
+            for one in self.identities.superseded(labels)
+        ]
 
     def _change_nodes(self, store: Store, changes: Changes, delta: Delta) -> None:
         for name in sorted(changes.nodes - {self.nodes.name}):

@@ -23,7 +23,8 @@ class PodPublication:
 
     wanted: what is to be published; None: nothing.
     observed: what is published, by this node or, for a pod that was elsewhere before, by another.
-    allocate: its labels, which have no number yet. What is published stays until they have.
+    allocate: its labels, which have no number yet, or none that the cluster knows as theirs. What
+        is published stays until they have.
     revive: its number and labels, where the number was withdrawn or is marked for deletion.
     enforced: whether policy decides ingress and egress; for listings.
     """
@@ -65,6 +66,10 @@ def publication(
     allocate = desired.addresses.wanted.get(key)
     if allocate is not None:
         return PodPublication(key, observed, observed, allocate)
+    fact = store.identities.get(number)
+    if number >= CLUSTER_FIRST and fact is not None and fact.labels != labels:
+        # Collected while this node was cut off, and given to others: to them it means those.
+        return PodPublication(key, observed, observed, labels)
     first = endpoints[0]
     wanted = PublishedEndpoint(
         namespace=key[0],
@@ -78,7 +83,6 @@ def publication(
     )
     if observed is not None and not (observed.pod_uid and pod.uid):
         wanted = replace(wanted, pod_uid=observed.pod_uid)
-    fact = store.identities.get(number)
     lost = number >= CLUSTER_FIRST and (fact is None or bool(fact.unused_since))
     tables = desired.tables.get(first.id)
     enforced = (

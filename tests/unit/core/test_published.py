@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from agent.core.desired import Desired
 from agent.core.events import (
     EndpointPublished,
@@ -17,6 +19,7 @@ from agent.core.events import (
 )
 from agent.core.nodes import NodeBook
 from agent.core.numbers import Numbers
+from agent.core.publication import publication
 from agent.core.store import Store
 from identity.cluster import ClusterIdentities
 from identity.labels import DEFAULT, LabelSet, pod_labels
@@ -112,3 +115,34 @@ def test_a_pod_here_is_denied_until_its_labels_have_a_number() -> None:
     world.tell(PodUpserted(SOURCE, Pod("ns", "web", labels={"app": "db"}, node_name="here")))
     assert world.who("10.1.0.9")[0] == Reserved.INIT
     assert world.desired.identities.references(300) == 0
+
+
+@pytest.mark.parametrize("early", [False, True])
+def test_a_number_that_others_were_given_meanwhile(early: bool) -> None:
+    """This node was cut off for so long that its pod's number was collected, and given to other
+    labels. The pod keeps what it has here, is never published under that number, and moves to
+    another one as soon as there is one; early: there is one already."""
+    world, key = World(), ("ns", "web")
+    pod = Pod("ns", "web", labels={"app": "web"}, node_name="here", ips=("10.1.0.9",))
+    labels = pod_labels(pod.labels, "ns", {}, "default", DEFAULT)
+    world.store.put_endpoint(endpoint(1, "ns", "web", "10.1.0.9"))
+    world.tell(identity(300, labels), PodUpserted(SOURCE, pod))
+    if early:
+        world.tell(identity(301, labels))
+    world.desired.to_publish.clear()
+    world.tell(IdentityWithdrawn(SOURCE, 300), identity(300), published(300))
+    assert world.desired.to_publish == {key}
+    if not early:
+        assert world.who("10.1.0.9") == (300, labels)
+        assert world.who("10.1.0.1") == UNMANAGED  # with which meaning?
+        one = publication(key, world.store, world.desired, "here")
+        assert one is not None
+        assert (one.wanted, one.allocate, one.revive) == (None, labels, None)
+        world.tell(identity(301, labels))
+    assert world.who("10.1.0.9") == (301, labels)
+    assert world.who("10.1.0.1") == (300, CLIENT)
+    one = publication(key, world.store, world.desired, "here")
+    assert one is not None and one.wanted is not None
+    assert (one.wanted.identity, one.allocate, one.revive) == (301, None, None)
+    value = world.desired.endpoint_policy(1)
+    assert value is not None and value.identity == 301
