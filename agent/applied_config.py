@@ -134,4 +134,8 @@ def masquerading(config: Config, cidrs: Sequence[str], seed: int) -> Masqueradin
     own = [ip_network(one) for one in cidrs]
     exclude = (*own, *config.routing.native_cidrs, *config.masquerade.exclude)
     ports = config.masquerade.ports
-    return Masquerading(exclude, ports.first, ports.last, seed)
+    routing = Routing(config.routing.mode, config.routing.native_cidrs)
+    tunnelled = frozenset(
+        one.version for one in own if routing.mode == "tunnel" and not routing.native(one)
+    )
+    return Masquerading(exclude, ports.first, ports.last, seed, tunnelled)

@@ -3,7 +3,9 @@
 ``masquerade_exclude``, ``masquerade``).
 
 The cluster sees pods as they are: pod addresses and the addresses of nodes, but for further ones
-of type ExternalIP, which may lead by a cloud's own translation, outside of it. Link-local and
+of type ExternalIP, which may lead by a cloud's own translation, outside of it. With a tunnel nodes
+see pods through it; what leaves for a node by an uplink all the same, because the stack translated
+its destination (a service), is for a network that knows no pods. Link-local and
 multicast destinations are on this link, where a pod's packets never go by the node's address.
 """
 
@@ -45,12 +47,14 @@ _EXCLUDED: Final = U32.pack(1)
 @dataclass(frozen=True, slots=True)
 class Masquerading:
     """What is configured. ``exclude``: never masqueraded, beside what follows from facts.
-    ``seed`` decides which ports are tried first, and is nobody else's to know."""
+    ``seed`` decides which ports are tried first, and is nobody else's to know. ``tunnelled``: IP
+    versions of which pods reach other nodes through the tunnel."""
 
     exclude: tuple[Network, ...]
     first_port: int
     last_port: int
     seed: int
+    tunnelled: frozenset[int] = frozenset()
 
 
 class MasqueradeBook:
@@ -95,7 +99,9 @@ class MasqueradeBook:
         known = self._nodes.get(node.name)
         if known is not None and known[0] == node:
             return known[1]
-        return _prefixes(map(ip_network, (*_inner(node), *node.pod_cidrs)))
+        tunnelled = self._settings.tunnelled if self._settings else frozenset()
+        addresses = [one for one in _inner(node) if ip_address(one).version not in tunnelled]
+        return _prefixes(map(ip_network, (*addresses, *node.pod_cidrs)))
 
 
 def _inner(node: Node) -> Iterator[str]:

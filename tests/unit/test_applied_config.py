@@ -89,6 +89,22 @@ def test_tables_that_follow_from_others() -> None:
     assert sizes["addresses"] >= 2 * sizes["endpoints"] == 2 * sizes["devices"] == 200
 
 
+@pytest.mark.parametrize(
+    ("mode", "native", "tunnelled"),
+    [
+        ("tunnel", (), {4, 6}),
+        ("tunnel", (ip_network("10.244.0.0/16"),), {6}),
+        ("native", (), set()),
+    ],
+)
+def test_who_is_reached_through_the_tunnel(mode: str, native: Any, tunnelled: set[int]) -> None:
+    given = config(
+        masquerade__enabled=True, routing__mode=mode, routing__native_cidrs=native
+    )  # fmt: skip
+    made = masquerading(given, (*CIDRS, "fd00:10:244:1::/64"), 7)
+    assert made is not None and made.tunnelled == tunnelled
+
+
 def test_who_sees_pods_as_they_are() -> None:
     assert masquerading(config(), CIDRS, 7) is None
     other, third = ip_network("10.0.0.0/8"), ip_network("192.0.2.0/24")

@@ -94,6 +94,16 @@ def test_the_cluster_sees_pods_as_they_are(address: str, excluded: bool) -> None
     assert sees(kept, address) == excluded
 
 
+def test_with_a_tunnel_nodes_are_outside() -> None:
+    """Pods reach them through it; by an uplink comes what was translated on its way."""
+    kept = MasqueradeBook(Masquerading((), 61000, 65535, 7, frozenset({4})))
+    kept.update(facts([OTHER], ["192.0.2.1"]), Delta())
+    seen = {one: sees(kept, one) for one in ("203.0.113.2", "2001:db8::2", "10.1.0.7", "192.0.2.1")}
+    assert seen == {
+        "203.0.113.2": False, "2001:db8::2": True, "10.1.0.7": True, "192.0.2.1": True
+    }  # fmt: skip
+
+
 def test_external_addresses_are_outside() -> None:
     """A cloud translates them on their way and takes no packet of a pod's address; only where a
     node has no other one is it the way to the node."""
