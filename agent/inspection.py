@@ -6,7 +6,7 @@ policies as written, and the loaded programs. Called in the loop's thread.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_interface, ip_network
 from typing import Final
 
 from agent.core.endpoint import Endpoint, mac_bytes
@@ -29,11 +29,13 @@ from agent.kernel.syscall import BpfError
 from agent.loop import Loop
 from bpf.layouts import ProbeAnswer, ProbeBit
 from identity.labels import LabelFilter
+from identity.peers import Network
 from policy import explain as naive
 from policy.model import Direction as PolicyDirection
 from policy.model import RuleName, RuleRef
 
 Address = IPv4Address | IPv6Address
+_NAMED: Final = 5
 _ELSEWHERE: Final = 1
 """An ingress ifindex that is no pod's: the loopback device."""
 
@@ -45,6 +47,8 @@ class _Party:
     pod: Pod | None
     endpoint: Endpoint | None
     is_node: bool
+    network: Network | None = None
+    """What it stands for, where that is more than one address."""
 
 
 class Inspector:
@@ -90,12 +94,9 @@ class Inspector:
     def _find(self, text: str, field: str) -> list[_Party]:
         """The party that a text names, once for each of its addresses."""
         store = self._loop.store
-        try:
-            address: Address | None = ip_network(text, strict=False).network_address
-        except ValueError:
-            address = None
-        if address is not None:
-            return [self._at(text, address)]
+        network = _network(text, field)
+        if network is not None:
+            return [self._at(text, network.network_address, network)]
         namespace, slash, name = text.partition("/")
         if not slash:
             namespace, name = "default", text
@@ -110,7 +111,7 @@ class Inspector:
             raise NotFound(f"{field}: pod {namespace}/{name} has no address yet")
         return [self._at(text, one) for one in addresses]
 
-    def _at(self, text: str, address: Address) -> _Party:
+    def _at(self, text: str, address: Address, network: Network | None = None) -> _Party:
         store = self._loop.store
         owner = self._loop.desired.addresses.owner(str(address))
         pod = store.pods.get(owner) if owner else None
@@ -119,7 +120,8 @@ class Inspector:
             endpoint = next(
                 (e for e in store.endpoints_of(owner) if str(address) in e.addresses), None
             )
-        return _Party(text, address, pod, endpoint, str(address) in store.node_addresses)
+        is_node = str(address) in store.node_addresses
+        return _Party(text, address, pod, endpoint, is_node, network)
 
     def _shown(self, party: _Party) -> ExplainParty:
         peer = self._loop.desired.ipcache.lookup(party.address)
@@ -173,8 +175,27 @@ class Inspector:
             decided_by=rule_text(rule),
             kernel=kernel,
             agrees=agrees,
+            note=self._parts(other),
             rule=_mention(rule),
             nearest=nearest,
+        )
+
+    def _parts(self, party: _Party) -> str:
+        """What the answer does not hold for, of a network: one address of it was asked about."""
+        if party.network is None:
+            return ""
+        first = self._loop.desired.ipcache.lookup(party.address)
+        parts = sorted(
+            str(inner)
+            for prefix, peer in self._loop.desired.ipcache.entries().items()
+            if peer != first and _within(inner := prefix.network(), party.network)
+        )
+        if not parts:
+            return ""
+        some = ", ".join(parts[:_NAMED]) + (", …" if len(parts) > _NAMED else "")
+        return (
+            f"for {party.address}: of {party.text}, {len(parts)} networks or addresses are other"
+            f" peers, so ask for them apart: {some}"
         )
 
     def _kernel(
@@ -223,6 +244,30 @@ class Inspector:
             return RESERVED_RULE_NAMES[number]
         ref = self._loop.desired.packer.rule_ref(number)
         return rule_text(ref) if ref else f"rule {number}"
+
+
+def _network(text: str, field: str) -> Network | None:
+    """The network that a text names, None if it names none."""
+    try:
+        network = ip_network(text, strict=False)
+        address = ip_interface(text).ip
+    except ValueError:
+        return None
+    if "%" in text:
+        raise InvalidQuery(f"{field}: {text} has a zone, which no packet carries")
+    if address != network.network_address:
+        raise InvalidQuery(f"{field}: {text} has host bits set: write {network}, or {address}")
+    if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:
+        raise InvalidQuery(f"{field}: {text} is IPv4 mapped into IPv6: write it as IPv4")
+    return network
+
+
+def _within(inner: Network, outer: Network) -> bool:
+    return (
+        inner.version == outer.version
+        and inner.prefixlen >= outer.prefixlen
+        and inner.network_address in outer
+    )
 
 
 def rule_text(rule: RuleName) -> str:

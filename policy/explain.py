@@ -106,12 +106,15 @@ def verdict(
 
     `label_filter` is the agent's: labels it leaves out do not exist for peers.
     """
-    reserved = _without_policy(subject, remote)
-    if reserved is not None:
-        return reserved
+    if remote.pod is not None and _name(remote.pod) == _name(subject):
+        return Decision(True, ReservedRule.SELF)
     isolating = _isolating(policies, subject, packet.direction)
-    if not isolating:
+    if not isolating and subject.labels is not None:
         return Decision(True, ReservedRule.NO_POLICY)
+    if remote.is_node:
+        return Decision(True, ReservedRule.NODE)
+    if subject.labels is None:
+        return Decision(False, ReservedRule.INIT)
     for policy in isolating:
         for index, rule in enumerate(policy.rules(packet.direction)):
             if not _failures(policy, rule, subject, remote, packet, label_filter):
@@ -163,16 +166,8 @@ def _nearest(choices: Iterable[dict[str, str]]) -> dict[str, str]:
     return min(choices, key=_distance)
 
 
-def _without_policy(subject: PodFacts, remote: Remote) -> Decision | None:
-    """Decisions that are made before any policy is asked."""
-    if remote.is_node:
-        return Decision(True, ReservedRule.NODE)
-    pod = remote.pod
-    if pod is not None and (pod.namespace, pod.name) == (subject.namespace, subject.name):
-        return Decision(True, ReservedRule.SELF)
-    if subject.labels is None:
-        return Decision(False, ReservedRule.INIT)
-    return None
+def _name(pod: PodFacts) -> tuple[str, str]:
+    return pod.namespace, pod.name
 
 
 def _isolating(

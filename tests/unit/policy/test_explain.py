@@ -206,6 +206,7 @@ def test_decisions_that_no_policy_makes() -> None:
         assert verdict([], STRANGER, node, packet).rule is ReservedRule.NODE
         assert verdict([], STRANGER, remote("8.8.8.8"), packet).rule is ReservedRule.INIT
         assert verdict([], WEB, remote("8.8.8.8"), packet).rule is ReservedRule.NO_POLICY
+        assert verdict([], WEB, node, packet).rule is ReservedRule.NO_POLICY
         assert verdict(deny, WEB, remote("10.0.0.1"), packet).rule is ReservedRule.SELF
 
 

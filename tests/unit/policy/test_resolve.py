@@ -40,9 +40,7 @@ def check(world: worlds.World, random: Random, remotes: int = 4) -> int:
                     packet = Packet(direction, protocol, port)
                     wanted = verdict(world.policies, subject, remote, packet, world.label_filter)
                     if table is None:
-                        # Without a table all is allowed, the node too: then it is named alike.
-                        rule = ReservedRule.NODE if remote.is_node else ReservedRule.NO_POLICY
-                        assert (wanted.allowed, wanted.rule) == (True, rule)
+                        assert (wanted.allowed, wanted.rule) == (True, ReservedRule.NO_POLICY)
                         continue
                     entry = evaluate(column, protocol, port, table.levels)
                     got = (entry.allow, entry.rule) if entry else (False, table.default_rule)
