@@ -27,11 +27,12 @@ LOCK: Final = "agent.lock"
 UPLINKS: Final = "uplinks.json"
 NETWORKS: Final = "networks.json"
 MOUNT: Final = "bpffs-mount"
+LAST_GOOD: Final = "manifests.json"
 _SYSCTLS: Final = "sysctls.json"
 _TAG: Final = "tag"
 _OURS: Final = (ROUTES_FILE, "programs", "headers", "spool", "endpoints.journal", "identities.json",
-                "identities.unusable", NETWORKS, UPLINKS, MOUNT, _TAG, runtime_config.RECORD,
-                "agent.sock", "cni.sock", "selftest.json")  # fmt: skip
+                "identities.unusable", LAST_GOOD, NETWORKS, UPLINKS, MOUNT, _TAG,
+                runtime_config.RECORD, "agent.sock", "cni.sock", "selftest.json")  # fmt: skip
 
 
 class StartError(Exception):

@@ -30,6 +30,7 @@ from agent.applied_config import (
     with_uplinks,
 )
 from agent.cleanup import (
+    LAST_GOOD,
     LOCK,
     MOUNT,
     NETWORKS,
@@ -294,7 +295,12 @@ def _run(config: Config, stopping: threading.Event, failed: threading.Event, rin
             stack.callback(member.stop)
         else:
             assert config.source.manifests is not None
-            source = ManifestSource(config.source.manifests, loop.post, name=MANIFESTS)
+            source = ManifestSource(
+                config.source.manifests,
+                loop.post,
+                name=MANIFESTS,
+                last_good=config.state_dir / LAST_GOOD,
+            )
             source.start()
             stack.callback(source.stop)
         api = AgentServer(view, config.run_dir)

@@ -6,14 +6,14 @@ The rules, for a source whose files come and go and break:
 * Each document stands by itself: a valid one takes effect, whatever the others of its file are.
 * The last good state of a resource stays in force while its document is invalid, and while the
   file contains any document that cannot be told to be about another resource (no valid YAML, no
-  name) or cannot be read at all. A mistake never removes anything.
+  name) or cannot be read at all. A mistake never removes anything, nor does a start over one.
 * A resource defined in several files is taken from the first of them by path. The others are
   rejected as duplicates, and the next one takes over, in one event, when the first is gone.
 """
 
-from collections.abc import Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Final
 
 from agent.core.events import (
     Event,
@@ -35,7 +35,10 @@ from agent.core.events import (
     removed,
     upserted,
 )
+from agent.kube.last_good import Definition
 from agent.kube.translate import Ignored
+
+_REMEMBERED: Final = frozenset(("NetworkPolicy", "Namespace"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,22 +81,11 @@ class FileContent:
     problem: Refusal | None = None
 
 
-class _Claim(NamedTuple):
-    """A valid definition of a resource, and where it is."""
-
-    fact: Fact
-    number: int
-    item: int | None
-
-    def place(self, path: str) -> Origin:
-        return Origin(path, self.number, self.item)
-
-
 @dataclass(slots=True)
 class _File:
     """claims: what this file contributes; those in `retained` are last good states."""
 
-    claims: dict[ResourceKey, _Claim] = field(default_factory=dict)
+    claims: dict[ResourceKey, Definition] = field(default_factory=dict)
     retained: frozenset[ResourceKey] = frozenset()
     refusals: dict[Origin, Refusal] = field(default_factory=dict)
     ignored: dict[Origin, Ignored] = field(default_factory=dict)
@@ -101,10 +93,19 @@ class _File:
 
 
 class Folder:
-    """All files of one source, and the facts in force. Every change returns its events."""
+    """All files of one source, and the facts in force. Every change returns its events.
 
-    def __init__(self, source: str) -> None:
+    remembered: the last good state of files that have not been read yet, as `last_good` gave it to
+        a former agent. It counts where the file is invalid now, and in no other way.
+    """
+
+    def __init__(
+        self, source: str, remembered: Mapping[str, Iterable[Definition]] | None = None
+    ) -> None:
         self._source = source
+        self._remembered = dict(remembered or {})
+        self.to_remember = False
+        """Whether `last_good` gives something else than before. To be taken back by the caller."""
         self._files: dict[str, _File] = {}
         self._owners: dict[ResourceKey, tuple[str, ...]] = {}  # paths that claim it, in order
         self._facts: dict[ResourceKey, Fact] = {}
@@ -113,6 +114,31 @@ class Folder:
     def facts(self) -> Mapping[ResourceKey, Fact]:
         """What is in force."""
         return self._facts
+
+    @property
+    def remembered(self) -> Iterable[str]:
+        """Files of which no more is known than their last good state."""
+        return self._remembered.keys()
+
+    def forget(self, present: Container[str]) -> None:
+        """Of files that are not present nothing need be remembered: they are gone."""
+        for path in [path for path in self._remembered if path not in present]:
+            del self._remembered[path]
+
+    def last_good(self) -> dict[str, list[Definition]]:
+        """What is to be remembered: what keeps pods from others, and all that is in force although
+        its document is invalid. Of a pod that is forgotten nothing is allowed."""
+        return {
+            path: found
+            for path, file in self._files.items()
+            if (
+                found := [
+                    claim
+                    for key, claim in file.claims.items()
+                    if key.kind in _REMEMBERED or key in file.retained
+                ]
+            )
+        }
 
     def rejections(self) -> list[ResourceRejected]:
         """What is rejected at present, by place."""
@@ -130,16 +156,23 @@ class Folder:
         touched: set[ResourceKey] = set()
         notes: list[Event] = []
         for path, content in changes.items():
-            old = self._files.pop(path, None) or _File()
-            new = _File()
+            known = self._files.pop(path, None)
+            remembered = self._remembered.pop(path, ())
+            old, new = known or _File(), _File()
             if content is None:
                 notes += [RejectionCleared(self._source, origin) for origin in old.rejected]
             else:
-                new = self._files[path] = _evaluate(path, content, old)
+                last_good = old.claims
+                if known is None:
+                    last_good = {fact_key(one.fact): one for one in remembered}
+                new = self._files[path] = _evaluate(path, content, old, last_good)
                 notes += self._newly_ignored(old, new)
             changed = _difference(old, new)
             self._note_owners(path, changed, new)
             touched |= changed
+            self.to_remember |= old.retained != new.retained or any(
+                key.kind in _REMEMBERED or key in new.retained for key in changed
+            )
         settled = (self._settle(key) for key in sorted(touched))
         events = [event for event in settled if event is not None]
         events.sort(key=lambda event: _ORDER[type(event)])
@@ -197,18 +230,24 @@ class Folder:
             winner = self._owners[key][0]
             if winner == path or key in file.retained:
                 continue
-            place = self._files[winner].claims[key].place(winner)
+            place = _place(winner, self._files[winner].claims[key])
             message = f"also defined in {place}, which counts because its path is first"
-            found.append((claim.place(path), Refusal("metadata.name", message, key)))
+            found.append((_place(path, claim), Refusal("metadata.name", message, key)))
         return found
 
 
-def _evaluate(path: str, content: FileContent, old: _File) -> _File:
+def _place(path: str, claim: Definition) -> Origin:
+    return Origin(path, claim.number, claim.item)
+
+
+def _evaluate(
+    path: str, content: FileContent, old: _File, last_good: dict[ResourceKey, Definition]
+) -> _File:
     """The file's contribution, given its last good state."""
     if content.problem is not None:
         return _File(
-            claims=old.claims,
-            retained=frozenset(old.claims),
+            claims=last_good,
+            retained=frozenset(last_good),
             refusals={Origin(path): content.problem},
             ignored=old.ignored,
             rejected=old.rejected,
@@ -224,18 +263,18 @@ def _evaluate(path: str, content: FileContent, old: _File) -> _File:
                 file.refusals[Origin(path, document.number, item)] = outcome
                 invalid.add(outcome.key)
             elif first := file.claims.get(key := fact_key(outcome)):
-                message = f"also defined in {first.place(path)}, which counts because it is first"
+                message = f"also defined in {_place(path, first)}, which counts because it is first"
                 origin = Origin(path, document.number, item)
                 file.refusals[origin] = Refusal("metadata.name", message, key)
             else:
-                file.claims[key] = _Claim(outcome, document.number, item)
+                file.claims[key] = Definition(outcome, document.number, item)
     if invalid:
         file.retained = frozenset(
             key
-            for key in old.claims.keys() - file.claims.keys()
+            for key in last_good.keys() - file.claims.keys()
             if None in invalid or key in invalid
         )
-        file.claims.update((key, old.claims[key]) for key in file.retained)
+        file.claims.update((key, last_good[key]) for key in file.retained)
     return file
 
 

@@ -7,6 +7,8 @@ inotify; where that is not available the folder is looked through once a second.
 
 A file is read when its writer has closed or renamed it, never while it is being written. After a
 lost event, and once a minute in any case, the whole folder is compared by file status.
+
+What a document last said when it was valid is kept in a file besides (`agent.kube.last_good`).
 """
 
 import contextlib
@@ -21,6 +23,7 @@ from pathlib import Path
 from agent.core.events import Event, Fact, ResourceKey, SourceFailed, SourceStale, SourceSynced
 from agent.kube.folder import Document, FileContent, Folder, Refusal
 from agent.kube.inotify import Changes, Inotify, WatchUnavailable
+from agent.kube.last_good import LastGood
 from agent.kube.reading import (
     Stamp,
     Tree,
@@ -30,8 +33,11 @@ from agent.kube.reading import (
     read_content,
     walk,
 )
+from agent.state_file import StateFileError
 
 _log = logging.getLogger(__name__)
+
+_NEVER = float("inf")
 
 # File times are only as fine as the file system makes them; within this time of a change, a file
 # with the same stamp may still be another one, and is read again at the next pass.
@@ -48,6 +54,7 @@ class Timing:
     poll: between two passes where the folder cannot be watched or read.
     resync: between two passes where it is watched.
     first_pass: longest wait, at the start, for files that are just being written.
+    remember: after a change, until what is now the last good state is written down.
     """
 
     debounce: float = 0.005
@@ -55,6 +62,7 @@ class Timing:
     poll: float = 1.0
     resync: float = 60.0
     first_pass: float = 1.0
+    remember: float = 1.0
 
 
 @dataclass(slots=True)
@@ -72,6 +80,7 @@ class ManifestSource:
         block for long and must not raise.
     clock: seconds, monotonic. wall: nanoseconds in the file system's time. Tests pass their own.
     watcher: makes the watch; raises WatchUnavailable when there is none.
+    last_good: the file where the next agent finds what was last good; None: nowhere.
     """
 
     def __init__(
@@ -84,6 +93,7 @@ class ManifestSource:
         clock: Callable[[], float] = time.monotonic,
         wall: Callable[[], int] = time.time_ns,
         watcher: Callable[[], Inotify] = Inotify,
+        last_good: Path | None = None,
     ) -> None:
         self._root = str(directory)
         self._emit = emit
@@ -93,7 +103,9 @@ class ManifestSource:
         self._wall = wall
         self._make_watcher = watcher
         self._watcher: Inotify | None = None
-        self._folder = Folder(name)
+        self._last_good = LastGood(last_good, self._root) if last_good is not None else None
+        self._folder = Folder(name, self._last_good.load() if self._last_good else None)
+        self._remember_at = _NEVER
         self._known: dict[str, _Known] = {}
         self._tree = Tree()
         self._names: dict[str, str] = {}  # path -> name
@@ -135,6 +147,7 @@ class ManifestSource:
         """One pass over the whole folder, in the caller's thread; not while it is running."""
         self._pass(settle=0.0)
         self._report_synced()
+        self._remember()
 
     # ---- the thread --------------------------------------------------------------------------
 
@@ -152,6 +165,7 @@ class ManifestSource:
                 with contextlib.suppress(Exception):
                     self._report_trouble(f"{self._root}: internal error: {error!r}")
                 self._stopping.wait(self._timing.poll)
+        self._remember()
         self._close_watcher()
 
     def _loop(self) -> None:
@@ -161,7 +175,10 @@ class ManifestSource:
         resync_at = self._clock() + timing.resync
         while True:
             if not unsettled or self._clock() >= give_up:
+                self._stand_in(unsettled)
                 self._report_synced()
+            if self._clock() >= self._remember_at:
+                self._remember()
             changes = self._next_changes(unsettled, resync_at)
             if self._stopping.is_set():
                 return
@@ -185,8 +202,8 @@ class ManifestSource:
         if self._watcher is None:
             self._stopping.wait(timing.poll)
             return Changes(rescan=True)
-        timeout = timing.poll if self._trouble else max(0.0, resync_at - self._clock())
-        self._watcher.wait(timeout)
+        timeout = timing.poll if self._trouble else resync_at - self._clock()
+        self._watcher.wait(max(0.0, min(timeout, self._remember_at - self._clock())))
         changes = self._watcher.read()
         if not changes:
             # stop() has woken us, or it is time for a pass.
@@ -235,6 +252,10 @@ class ManifestSource:
             if not any(name.startswith(f"{folder}/") for folder in tree.unreadable):
                 del self._known[name]
                 changes[name] = None
+        for name in {*self._folder.remembered} - tree.files.keys():
+            if any(name.startswith(f"{folder}/") for folder in tree.unreadable):
+                self._known[name] = _Known()
+                changes[name] = FileContent(problem=Refusal("", "cannot be read: its folder"))
         for name, reason in tree.unreadable.items():
             self._known[name] = _Known()
             changes[name] = FileContent(problem=Refusal("", f"cannot be read: {reason}"))
@@ -313,6 +334,25 @@ class ManifestSource:
     def _apply(self, changes: Mapping[str, FileContent | None]) -> None:
         if changes:
             self._emit_all(self._folder.apply(changes))
+        if self._folder.to_remember:
+            self._folder.to_remember = False
+            self._remember_at = min(self._remember_at, self._clock() + self._timing.remember)
+
+    def _stand_in(self, unsettled: Iterable[str]) -> None:
+        """Files that their writers do not let go of, not read yet: what they said before counts."""
+        names = {self._names[path] for path in unsettled if path in self._names}
+        problem = FileContent(problem=Refusal("", "is being written"))
+        self._apply({name: problem for name in names.intersection(self._folder.remembered)})
+
+    def _remember(self) -> None:
+        if self._remember_at == _NEVER or self._last_good is None:
+            return
+        self._remember_at = _NEVER
+        try:
+            self._last_good.save(self._folder.last_good())
+        except StateFileError as error:
+            self._remember_at = self._clock() + self._timing.resync
+            _log.error("what is in force could not be written down: %s", error)
 
     def _emit_all(self, events: Iterable[Event]) -> None:
         for event in events:
@@ -321,6 +361,7 @@ class ManifestSource:
     def _report_synced(self) -> None:
         if not self._synced and self._trouble is None:
             self._synced = True
+            self._folder.forget(self._tree.files)
             self._emit(SourceSynced(self._name))
 
     def _report_trouble(self, reason: str) -> None:

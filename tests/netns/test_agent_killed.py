@@ -105,6 +105,29 @@ def test_policy_edited_while_no_agent_runs(scene: Scene, prober: Prober) -> None
     assert _denied(prober, scene) == {(scene.friend.name, server)}
 
 
+def test_policy_made_invalid_while_no_agent_runs(scene: Scene, prober: Prober) -> None:
+    """Its last good state stays in force, as it does when an agent sees the edit."""
+    lab, denied = scene.lab, {(scene.stranger.name, scene.server.name)}
+    lab.set_policies([_admit("friends-4", "friend")])
+    kept = lab.scope.state_dir / "manifests.json"
+    lab.agent.wait(
+        lambda: kept.exists() and "friends-4" in kept.read_text(), "the policy to be written down"
+    )
+    lab.agent.kill()
+    invalid = _admit("friends-4", "friend")
+    invalid["spec"]["policyTypes"] = ["Ingres"]
+    lab.manifests.put("policies", [invalid])
+    for _ in range(2):
+        lab.agent.start()
+        assert _denied(prober, scene) == denied
+        (rejected,) = lab.agent.policies().rejected
+        assert rejected.field == "spec.policyTypes[0]" and rejected.last_good
+        lab.agent.kill()
+    lab.manifests.put("policies", [_admit("friends-4", "stranger")])
+    lab.agent.start()
+    assert _denied(prober, scene) == {(scene.friend.name, scene.server.name)}
+
+
 def test_orderly_stop_leaves_the_datapath(scene: Scene, prober: Prober) -> None:
     """SIGTERM: exit status 0, and nothing changes for the pods."""
     lab = scene.lab

@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a folder of manifests said when it was last good, in a file: an agent that starts over a
+document that is invalid by now does not take back what was in force.
+
+Facts are written as the manifests that they could have come from, so any release reads them.
+"""
+
+import json
+import logging
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+from agent.core.events import (
+    REDIRECT_ANNOTATION,
+    Fact,
+    Namespace,
+    Node,
+    Pod,
+)
+from agent.kube.fields import TranslateError
+from agent.kube.translate import Ignored, translate
+from agent.state_file import write_durably
+from policy.model import PROTOCOL_NAMES, NetworkPolicy
+from policy.render import render_network_policy
+
+_log = logging.getLogger(__name__)
+
+_SOME_TIME: Final = "1970-01-01T00:00:00Z"
+
+
+class Definition(NamedTuple):
+    """A valid definition of a resource, and where in its file it is."""
+
+    fact: Fact
+    number: int
+    item: int | None
+
+
+class LastGood:
+    """The file of one source. What another folder said is not for this one."""
+
+    def __init__(self, path: Path, folder: str) -> None:
+        self._path = path
+        self._folder = folder
+
+    def load(self) -> dict[str, tuple[Definition, ...]]:
+        """Definitions by the path of their manifest. What cannot be read is left out, and told."""
+        try:
+            found = json.loads(self._path.read_bytes())
+            if found["folder"] != self._folder:
+                return {}
+            return {
+                file: tuple(map(_definition, definitions))
+                for file, definitions in found["files"].items()
+            }
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+            _log.error("%s: %s; what is invalid now has no last good state", self._path, error)
+            return {}
+
+    def save(self, files: Mapping[str, Iterable[Definition]]) -> None:
+        """Raises StateFileError."""
+        value = {
+            "folder": self._folder,
+            "files": {
+                file: [
+                    {"document": one.number, "item": one.item, "object": manifest_of(one.fact)}
+                    for one in definitions
+                ]
+                for file, definitions in sorted(files.items())
+            },
+        }
+        write_durably(self._path, json.dumps(value).encode())
+
+
+def _definition(entry: Mapping[str, Any]) -> Definition:
+    try:
+        fact = translate(entry["object"])
+    except TranslateError as error:
+        raise ValueError(str(error)) from error
+    if isinstance(fact, Ignored):
+        raise ValueError(fact.note)
+    return Definition(fact, int(entry["document"]), entry["item"])
+
+
+def manifest_of(fact: Fact) -> dict[str, Any]:
+    """A manifest that means this fact, of types that JSON has."""
+    match fact:
+        case NetworkPolicy():
+            return render_network_policy(fact)
+        case Namespace():
+            metadata = {"name": fact.name, "labels": dict(fact.labels)}
+            return _object("Namespace", metadata | _annotations(fact.redirect))
+        case Node():
+            addresses = [{"type": "InternalIP", "address": one} for one in fact.addresses]
+            return _object(
+                "Node",
+                {"name": fact.name, "uid": fact.uid},
+                spec={"podCIDRs": list(fact.pod_cidrs)},
+                status={"addresses": addresses},
+            )
+        case Pod():
+            return _pod(fact)
+        case _:
+            raise ValueError(f"{type(fact).__name__} is in no manifest")
+
+
+def _pod(pod: Pod) -> dict[str, Any]:
+    metadata: dict[str, Any] = {
+        "name": pod.name,
+        "namespace": pod.namespace,
+        "uid": pod.uid,
+        "labels": dict(pod.labels),
+        **_annotations(pod.redirect),
+    }
+    if pod.deleted:
+        metadata["deletionTimestamp"] = _SOME_TIME
+    ports = [
+        {"name": one.name, "protocol": PROTOCOL_NAMES[one.protocol], "containerPort": one.number}
+        for one in pod.ports
+    ]
+    return _object(
+        "Pod",
+        metadata,
+        spec={
+            "serviceAccountName": pod.service_account,
+            "nodeName": pod.node_name,
+            "hostNetwork": pod.host_network,
+            "containers": [{"name": "all", "ports": ports}],
+        },
+        status={"phase": pod.phase, "podIPs": [{"ip": one} for one in pod.ips]},
+    )
+
+
+def _object(kind: str, metadata: dict[str, Any], **parts: Any) -> dict[str, Any]:
+    return {"apiVersion": "v1", "kind": kind, "metadata": metadata, **parts}
+
+
+def _annotations(redirect: str) -> dict[str, Any]:
+    return {"annotations": {REDIRECT_ANNOTATION: redirect}} if redirect else {}
