@@ -110,6 +110,8 @@ class ManifestSource:
         self._tree = Tree()
         self._names: dict[str, str] = {}  # path -> name
         self._busy: set[str] = set()  # paths being written, as far as we have heard
+        self._waits_since: float | None = None
+        """Since when files that are gone wait for others that may be the same under other names."""
         self._synced = False
         self._trouble: Event | None = None
         self._stopping = threading.Event()
@@ -197,7 +199,7 @@ class ManifestSource:
             changes = self._watcher.read() if self._watcher else Changes()
             for path in unsettled:
                 changes.files.setdefault(path, None)
-            changes.rescan = changes.rescan or self._clock() >= resync_at
+            changes.rescan |= self._clock() >= resync_at or self._waits_since is not None
             return changes
         if self._watcher is None:
             self._stopping.wait(timing.poll)
@@ -248,7 +250,12 @@ class ManifestSource:
             for name, path in tree.files.items()
             if not self._examine(name, path, changes, settle)
         }
-        for name in self._known.keys() - tree.files.keys() - tree.unreadable.keys():
+        gone = self._known.keys() - tree.files.keys() - tree.unreadable.keys()
+        if gone and self._may_have_moved(unsettled):
+            gone.clear()
+        else:
+            self._waits_since = None
+        for name in gone:
             if not any(name.startswith(f"{folder}/") for folder in tree.unreadable):
                 del self._known[name]
                 changes[name] = None
@@ -261,6 +268,14 @@ class ManifestSource:
             changes[name] = FileContent(problem=Refusal("", f"cannot be read: {reason}"))
         self._apply(changes)
         return unsettled
+
+    def _may_have_moved(self, unsettled: Iterable[str]) -> bool:
+        """Whether a file that cannot be read yet may hold what was in files that are gone: they are
+        forgotten when it has been read, or its writer has had long enough."""
+        if all(self._names[path] in self._known for path in unsettled):
+            return False
+        self._waits_since = self._waits_since or self._clock()
+        return self._clock() - self._waits_since < self._timing.patience
 
     def _take(self, files: Mapping[str, bool | None]) -> set[str]:
         """Reads single files of which something has been heard. Returns as `_pass` does."""

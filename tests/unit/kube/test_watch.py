@@ -188,6 +188,31 @@ def test_many_changes_at_once_are_one_batch(start: Start, tmp_path: Path) -> Non
     assert len(receiver.versions("p")) == 1
 
 
+@pytest.mark.parametrize("lasting", [False, True])
+def test_moving_a_file_leaves_no_gap(start: Start, tmp_path: Path, lasting: bool) -> None:
+    """Also where a pass finds the old name gone and the new one too fresh to be read."""
+    (tmp_path / "a.yaml").write_text(pod_text("p"))
+    timing = Timing(debounce=0.4, patience=1.0)
+    _, receiver = start(timing=timing)
+    receiver.wait_for(synced)
+    (tmp_path / "sub").mkdir()  # heard of: a pass follows
+    time.sleep(0.2)
+    if lasting:
+        with open(tmp_path / "busy.yaml", "w") as file:  # not let go of: nothing waits for ever
+            file.write(pod_text("q"))
+            file.flush()
+            (tmp_path / "a.yaml").unlink()
+            receiver.wait_version("p", None)
+        return
+    (tmp_path / "a.yaml").rename(tmp_path / "sub" / "b.yaml")
+    (tmp_path / "c.yaml").write_text(pod_text("q"))
+    receiver.wait_version("q", "1")
+    time.sleep(1.0)
+    assert not any(isinstance(event, PodRemoved) for event in receiver.events)
+    (tmp_path / "sub" / "b.yaml").unlink()
+    receiver.wait_version("p", None)
+
+
 class Forgetful(Inotify):
     """Loses what it was told, as the kernel does when its queue is full."""
 
