@@ -214,10 +214,11 @@ class EndpointManager:
         that nobody knows is not waited for for ever."""
         if not record.pod:
             return
-        key, deadline = (record.namespace, record.pod), time.monotonic() + IDENTITY_SECONDS
+        endpoint, deadline = endpoint_of(record), time.monotonic() + IDENTITY_SECONDS
 
         def known() -> bool:
-            return self._loop.desired.addresses.identity_of(key) != Reserved.INIT
+            addresses = self._loop.desired.addresses
+            return addresses.identity_of(addresses.key_of(endpoint)) != Reserved.INIT
 
         while not self._loop.call(known, in_force=False) and time.monotonic() < deadline:
             time.sleep(IDENTITY_PAUSE)

@@ -120,6 +120,8 @@ class Inspector:
             endpoint = next(
                 (e for e in store.endpoints_of(owner) if str(address) in e.addresses), None
             )
+        if endpoint is not None:
+            pod = store.pod_of(endpoint)
         is_node = str(address) in store.node_addresses
         return _Party(text, address, pod, endpoint, is_node, network)
 

@@ -60,7 +60,8 @@ class Listing:
     def endpoint(self, one: Endpoint) -> EndpointInfo:
         desired = self._loop.desired
         policy, tables = desired.endpoint_policy(one.id), desired.tables.get(one.id)
-        known = one.pod_key in self._loop.store.pods
+        known = self._loop.store.pod_of(one) is not None
+        key = desired.addresses.key_of(one)
         state, status = "ready", ObjectState.DONE
         reason = ""
         if policy is None:
@@ -79,9 +80,9 @@ class Listing:
             pod=one.pod,
             state=state,
             status=status,
-            identity=desired.addresses.identity_of(one.pod_key),
+            identity=desired.addresses.identity_of(key),
             reason=reason,
-            labels=texts(desired.addresses.labels_of(one.pod_key)),
+            labels=texts(desired.addresses.labels_of(key)),
             ipv4=one.ipv4,
             ipv6=one.ipv6,
             mac=one.mac,
@@ -97,7 +98,7 @@ class Listing:
         )
 
     def _isolating(self, one: Endpoint, direction: PolicyDirection) -> tuple[str, ...]:
-        pod = self._loop.store.pods.get(one.pod_key)
+        pod = self._loop.store.pod_of(one)
         if pod is None:
             return ()
         keys = self._loop.desired.repository.isolating(direction, pod.namespace, pod.labels)
@@ -121,7 +122,7 @@ class Listing:
         loop = self._loop
         users: Counter[PolicyKey] = Counter()
         for one in loop.store.endpoints.values():
-            pod = loop.store.pods.get(one.pod_key)
+            pod = loop.store.pod_of(one)
             if pod is not None:
                 users.update(
                     {

@@ -8,7 +8,7 @@ So the outcome never depends on the order of events.
 Of pods elsewhere either the pod itself is known (manifests) or what its node published of it
 (cluster). A published number whose labels are not known yet makes an unmanaged peer, which no
 label allows; labels of a pod here that have no number yet leave it with identity init, which is
-denied.
+denied. So does an object that is another pod's of the same name, an earlier or a later one's.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ _Who = tuple[int, LabelSet, tuple[NamedPort, ...]]
 
 _NODE: PodKey = ("", "\0node")
 _REMOTE = "\0remote "
+_OTHER = "\0other"
 _NODE_IS: _Who = (int(Reserved.HOST), Reserved.HOST.labels, ())
 _REMOTE_NODE_IS: _Who = (int(Reserved.REMOTE_NODE), Reserved.REMOTE_NODE.labels, ())
 _INIT_IS: _Who = (int(Reserved.INIT), Reserved.INIT.labels, ())
@@ -66,11 +67,17 @@ class AddressBook:
         """The identity of a pod that has addresses; init while its labels are not known."""
         return self._who.get(pod, _INIT_IS)[0]
 
+    def key_of(self, endpoint: Endpoint) -> PodKey:
+        """What to ask `identity_of` and `labels_of` for of an endpoint."""
+        other = _other(endpoint.pod_key)
+        is_other = set(endpoint.addresses) & set(self._claimed.get(other, ()))
+        return other if is_other else endpoint.pod_key
+
     def owner(self, address: str) -> PodKey | None:
         """The pod that an address belongs to; None for a node's and for nobody's."""
         claims = self._claims.get(address)
         owner = self._owner(address, claims) if claims else _NODE
-        return None if _is_node(owner) else owner
+        return None if _is_node(owner) else _named(owner)
 
     def labels_of(self, pod: PodKey) -> LabelSet:
         """The label set of `identity_of`."""
@@ -90,7 +97,9 @@ class AddressBook:
 
     def update_pod(self, key: PodKey, store: Store, now: float) -> None:
         """Bring one pod up to date: its identity, and the addresses that are its own."""
-        pod, endpoints = store.pods.get(key), store.endpoints_of(key)
+        pod, all_endpoints = store.pods.get(key), store.endpoints_of(key)
+        endpoints = tuple(one for one in all_endpoints if pod is None or pod.may_be(one.pod_uid))
+        self._update_others(key, [one for one in all_endpoints if one not in endpoints])
         published = self._elsewhere(store.published.get(key))
         addresses = _addresses(pod, endpoints) or (published.ips if published else ())
         before = self._who.get(key)
@@ -109,6 +118,17 @@ class AddressBook:
             self._claim(key, addresses)
         if before is not None:
             self._identities.release(before[0], now)
+
+    def _update_others(self, key: PodKey, endpoints: Iterable[Endpoint]) -> None:
+        """Endpoints that are of other pods of the name than the one that is known."""
+        other = _other(key)
+        addresses = tuple(address for endpoint in endpoints for address in endpoint.addresses)
+        if addresses:
+            self._who[other] = _INIT_IS
+            self._set_local(other, addresses)
+        self._claim(other, addresses)
+        if not addresses:
+            self._who.pop(other, None)
 
     def waiting(self, number: int, labels: LabelSet | None) -> list[PodKey]:
         """Pods that wait for a number or for its labels."""
@@ -184,7 +204,7 @@ class AddressBook:
         if _is_node(owner):
             self.owners.pop(address_bytes(address), None)
         else:
-            self.owners[address_bytes(address)] = owner
+            self.owners[address_bytes(address)] = _named(owner)
         self._ipcache.upsert(address, *self._who[owner])
 
     def _owner(self, address: str, claims: set[PodKey]) -> PodKey:
@@ -194,6 +214,14 @@ class AddressBook:
 
 def _is_node(key: PodKey) -> bool:
     return key[1].startswith("\0")
+
+
+def _other(key: PodKey) -> PodKey:
+    return key[0], key[1] + _OTHER
+
+
+def _named(key: PodKey) -> PodKey:
+    return key[0], key[1].removesuffix(_OTHER)
 
 
 def _addresses(pod: Pod | None, endpoints: tuple[Endpoint, ...]) -> tuple[str, ...]:

@@ -399,7 +399,7 @@ class Desired:
                     self._retiring_tables[table] = now
 
     def _tables_of(self, endpoint: Endpoint, store: Store) -> EndpointTables:
-        pod = store.pods.get(endpoint.pod_key)
+        pod = store.pod_of(endpoint)
         if pod is None:
             return EndpointTables(Table.init(Direction.INGRESS), Table.init(Direction.EGRESS))
 
@@ -435,7 +435,7 @@ class Desired:
         flags |= EndpointFlag.ENDPOINT_EGRESS_ENFORCED if tables.egress is not None else 0
         return EndpointPolicy(
             endpoint=endpoint.id,
-            identity=self.addresses.identity_of(endpoint.pod_key),
+            identity=self.addresses.identity_of(self.addresses.key_of(endpoint)),
             ingress_table=self.table_number(tables.ingress),
             egress_table=self.table_number(tables.egress),
             ingress_levels=tables.ingress.levels if tables.ingress else 0,

@@ -18,6 +18,9 @@ from identity.labels import LabelSet
 from policy.model import NetworkPolicy, PolicyKey
 
 REDIRECT_ANNOTATION: Final = "bristle.io/socket-redirect"
+MIRROR_ANNOTATION: Final = "kubernetes.io/config.mirror"
+"""Of an object that stands for a static pod: the uid that the kubelet gave that pod, which is the
+one that runtimes know; the object's own is another."""
 
 
 class ResourceKey(NamedTuple):
@@ -47,6 +50,7 @@ class Pod:
     phase: `status.phase`, empty when the manifest has none.
     deleted: deletion has begun (`metadata.deletionTimestamp`); the pod still runs.
     redirect: the annotation `bristle.io/socket-redirect` as it is, empty when there is none.
+    static_uid: of a static pod, what its runtime takes for its uid; empty for other pods.
     """
 
     namespace: str
@@ -61,10 +65,16 @@ class Pod:
     phase: str = ""
     deleted: bool = False
     redirect: str = ""
+    static_uid: str = ""
 
     @property
     def key(self) -> ResourceKey:
         return ResourceKey("Pod", self.namespace, self.name)
+
+    def may_be(self, uid: str) -> bool:
+        """Whether a runtime that speaks of a pod of this name and this uid, empty where it does not
+        say, means this one, and not one that had the name before or has it since."""
+        return not (uid and self.uid) or uid in (self.uid, self.static_uid)
 
 
 @dataclass(frozen=True, slots=True)

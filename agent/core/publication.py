@@ -54,8 +54,8 @@ def publication(
     key: PodKey, store: Store, desired: Desired, node_name: str
 ) -> PodPublication | None:
     """What one pod needs; None: it is none of this node's."""
-    endpoints, observed = store.endpoints_of(key), store.published.get(key)
-    pod = store.pods.get(key)
+    observed, pod = store.published.get(key), store.pods.get(key)
+    endpoints = [one for one in store.endpoints_of(key) if pod is None or store.pod_of(one)]
     mine = observed is not None and observed.node_name == node_name
     if not endpoints:
         return PodPublication(key, None, observed) if mine else None

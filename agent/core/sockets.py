@@ -138,7 +138,7 @@ class SocketBook:
             delta.namespaces.drop(namespace)
 
     def _ask(self, endpoint: Endpoint, store: Store) -> Asked:
-        pod = store.pods.get(endpoint.pod_key)
+        pod = store.pod_of(endpoint)
         namespace = store.namespaces.get(endpoint.namespace)
         if pod is not None and pod.redirect:
             asked = _read(pod.redirect, f"pod {endpoint.namespace}/{endpoint.pod}")

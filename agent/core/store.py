@@ -239,6 +239,11 @@ class Store:
         """Endpoints of a pod on this node, by id."""
         return tuple(self.endpoints[one] for one in sorted(self._endpoints_of.get(pod, ())))
 
+    def pod_of(self, endpoint: Endpoint) -> Pod | None:
+        """The pod that an endpoint is of; None while only another pod of its name is known."""
+        pod = self.pods.get(endpoint.pod_key)
+        return pod if pod is not None and pod.may_be(endpoint.pod_uid) else None
+
     def namespace_labels(self, namespace: str) -> Mapping[str, str]:
         """Labels of a namespace; of one that is not known, only its name."""
         known = self.namespaces.get(namespace)

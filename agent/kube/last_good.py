@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from agent.core.events import (
+    MIRROR_ANNOTATION,
     REDIRECT_ANNOTATION,
     Fact,
     Namespace,
@@ -92,7 +93,8 @@ def manifest_of(fact: Fact) -> dict[str, Any]:
             return render_network_policy(fact)
         case Namespace():
             metadata = {"name": fact.name, "labels": dict(fact.labels)}
-            return _object("Namespace", metadata | _annotations(fact.redirect))
+            annotations = _annotations({REDIRECT_ANNOTATION: fact.redirect})
+            return _object("Namespace", metadata | annotations)
         case Node():
             addresses = [{"type": "InternalIP", "address": one} for one in fact.addresses]
             return _object(
@@ -113,7 +115,7 @@ def _pod(pod: Pod) -> dict[str, Any]:
         "namespace": pod.namespace,
         "uid": pod.uid,
         "labels": dict(pod.labels),
-        **_annotations(pod.redirect),
+        **_annotations({REDIRECT_ANNOTATION: pod.redirect, MIRROR_ANNOTATION: pod.static_uid}),
     }
     if pod.deleted:
         metadata["deletionTimestamp"] = _SOME_TIME
@@ -138,5 +140,5 @@ def _object(kind: str, metadata: dict[str, Any], **parts: Any) -> dict[str, Any]
     return {"apiVersion": "v1", "kind": kind, "metadata": metadata, **parts}
 
 
-def _annotations(redirect: str) -> dict[str, Any]:
-    return {"annotations": {REDIRECT_ANNOTATION: redirect}} if redirect else {}
+def _annotations(values: Mapping[str, str]) -> dict[str, Any]:
+    return {"annotations": {key: value for key, value in values.items() if value}}

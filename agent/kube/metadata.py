@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from enum import Enum
 from sys import intern
 
-from agent.core.events import REDIRECT_ANNOTATION, ResourceKey
+from agent.core.events import MIRROR_ANNOTATION, REDIRECT_ANNOTATION, ResourceKey
 from agent.kube.fields import (
     Object,
     TranslateError,
@@ -100,6 +100,12 @@ def redirect_of(metadata: Object) -> str:
     if value is None:
         return ""
     return intern(value if isinstance(value, str) else shown(value))
+
+
+def static_uid_of(metadata: Object) -> str:
+    """What a runtime takes for the uid of a static pod that the object stands for."""
+    value = mapping_field(metadata, "annotations", "metadata.annotations").get(MIRROR_ANNOTATION)
+    return value if isinstance(value, str) else ""
 
 
 def dns_name(obj: Object, name: str, path: str) -> str:

@@ -16,7 +16,7 @@ from agent.kube.fields import (
     text_field,
     type_name,
 )
-from agent.kube.metadata import dns_name, labels_of, redirect_of
+from agent.kube.metadata import dns_name, labels_of, redirect_of, static_uid_of
 from identity.ipcache import NamedPort
 
 PHASES = frozenset(("", "Pending", "Running", "Succeeded", "Failed", "Unknown"))
@@ -52,6 +52,7 @@ def translate_pod(obj: Object, key: ResourceKey) -> Pod:
         phase=intern(phase),
         deleted=metadata.get("deletionTimestamp") is not None,
         redirect=redirect_of(metadata),
+        static_uid=static_uid_of(metadata),
     )
 
 

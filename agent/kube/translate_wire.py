@@ -100,6 +100,7 @@ def _pod(raw: bytes | Raw) -> Pod:
         phase=intern(phase),
         deleted=meta.deletionTimestamp is not None,
         redirect=intern(meta.annotations.redirect or "") if meta.annotations else "",
+        static_uid=(meta.annotations.mirror or "") if meta.annotations else "",
     )
 
 

@@ -14,7 +14,7 @@ from typing import Final, TypeVar
 import msgspec
 from msgspec import Raw
 
-from agent.core.events import REDIRECT_ANNOTATION
+from agent.core.events import MIRROR_ANNOTATION, REDIRECT_ANNOTATION
 
 # Field names are the API's, so no renaming stands between an object and its documentation.
 
@@ -62,6 +62,7 @@ class Annotations(msgspec.Struct, gc=False):
     """Of all annotations, which may be many kilobytes, those that are used."""
 
     redirect: str | None = msgspec.field(default=None, name=REDIRECT_ANNOTATION)
+    mirror: str | None = msgspec.field(default=None, name=MIRROR_ANNOTATION)
 
 
 class PodMeta(msgspec.Struct):

@@ -223,12 +223,13 @@ class Agent:
         netns: str,
         namespace: str = "",
         name: str = "",
+        uid: str = "",
         **config: Any,
     ) -> dict[str, Any]:
         """Runs the relay as a container runtime does, in the node's namespace.
 
-        netns: a path. namespace, name: of the pod; none: the runtime does not say. config: further
-        keys of the network configuration. Raises LabError on a CNI error.
+        netns: a path. namespace, name, uid: of the pod; none: the runtime does not say. config:
+        further keys of the network configuration. Raises LabError on a CNI error.
         """
         document = {
             "cniVersion": "1.1.0",
@@ -238,7 +239,7 @@ class Agent:
             "stateDir": str(self.config["state_dir"]),
             **config,
         }
-        pod = f"K8S_POD_NAMESPACE={namespace};K8S_POD_NAME={name}"
+        pod = f"K8S_POD_NAMESPACE={namespace};K8S_POD_NAME={name};K8S_POD_UID={uid}"
         done = subprocess.run(
             self._namespace.argv([str(RELAY)]),
             input=json.dumps(document),

@@ -44,6 +44,30 @@ def test_denied_until_the_manifest_is_there(clean_lab: Lab, pair: tuple[Pod, Pod
         assert _connected(prober.measure(cells)) == {(fresh.name, "node"), ("node", fresh.name)}
 
 
+def test_labels_of_the_pod_before_are_not_the_next_ones(
+    clean_lab: Lab, pair: tuple[Pod, Pod]
+) -> None:
+    """A pod of the same name has come before its object is known: it is not the one before."""
+    before = manifests.pod("late", "again", {"app": "before"})
+    before["metadata"]["uid"] = "u-1"
+    clean_lab.change("again", [before])
+    netns = clean_lab.scope.namespace("again")
+    container = f"{clean_lab.scope.prefix}-again"
+    result = clean_lab.cni("ADD", container, str(netns.path), "late", "again", uid="u-2")
+    info = clean_lab.agent.endpoint("late/again")
+    assert (info.identity, info.state) == (INIT, "waiting-for-identity")
+    address = result["ips"][0]["address"].partition("/")[0]
+    explained = clean_lab.agent.explain(address, pair[0].name, 6, 80)
+    assert not explained.allowed and explained.egress.agrees and explained.ingress.agrees
+    after = manifests.pod("late", "again", {"app": "after"})
+    after["metadata"]["uid"] = "u-2"
+    clean_lab.change("again", [after])
+    assert "k8s:app=after" in clean_lab.agent.endpoint("late/again").labels
+    assert clean_lab.agent.explain("late/again", pair[0].name, 6, 80).allowed
+    clean_lab.cni("DEL", container, "")
+    clean_lab.change("again", [])
+
+
 def test_unknown_pod_matches_no_selector(clean_lab: Lab, pair: tuple[Pod, Pod]) -> None:
     """As a peer it is in no namespace: even the empty selectors leave it out; a block does not."""
     fresh = clean_lab.add_pod("late", "peer", manifest=False)

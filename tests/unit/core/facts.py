@@ -30,6 +30,7 @@ from policy.model import PolicyKey
 from policy.parse import parse_network_policy
 from tests.unit.policy import worlds
 
+UIDS = ("", "", "u1", "u2")
 SOURCE = "test"
 PODS = tuple((namespace, name) for namespace in worlds.NAMESPACES[:2] for name in ("p", "q", "r"))
 LOCAL4 = ("10.0.0.4", "10.0.0.5", "10.0.0.6")
@@ -97,6 +98,8 @@ def _pod(random: Random, store: Store) -> None:
                 name,
                 labels=worlds.labels(random, worlds.LABELS),
                 service_account=random.choice(("default", "robot")),
+                uid=random.choice(UIDS),
+                static_uid=random.choice(("", "", "", "u1")),
                 host_network=random.random() < 0.1,
                 ips=tuple(ips[: random.randint(0, 2)]),
                 ports=tuple(random.sample(worlds.NAMED, random.randint(0, 3))),
@@ -139,12 +142,19 @@ def _endpoint(random: Random, store: Store) -> None:
             number, namespace, name, random.choice(free4) if free4 else "",
             random.choice(["", *free6]),
             random.choice([one for one in range(10, 16) if one not in taken]),
+            random.choice(UIDS),
         )
     )  # fmt: skip
 
 
 def endpoint(
-    number: int, namespace: str, pod: str, ipv4: str, ipv6: str = "", ifindex: int = 9
+    number: int,
+    namespace: str,
+    pod: str,
+    ipv4: str,
+    ipv6: str = "",
+    ifindex: int = 9,
+    pod_uid: str = "",
 ) -> Endpoint:
     return Endpoint(
         id=number,
@@ -152,7 +162,7 @@ def endpoint(
         ifname="eth0",
         namespace=namespace,
         pod=pod,
-        pod_uid="",
+        pod_uid=pod_uid,
         ipv4=ipv4,
         ipv6=ipv6,
         mac=f"02:00:00:00:00:{number:02x}",

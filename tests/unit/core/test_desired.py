@@ -71,7 +71,7 @@ def meaning(desired: Desired) -> dict[str, object]:
                 assert given_class == desired.class_number(desired.ipcache.lookup(address))
             else:
                 assert given_class == 0
-        labels = desired.addresses.labels_of(own.pod_key)
+        labels = desired.addresses.labels_of(desired.addresses.key_of(own))
         return labels, table(tables.ingress), table(tables.egress), entry.flags
 
     columns = {
@@ -354,9 +354,9 @@ def test_endpoint_entries_unpack() -> None:
     for raw, value in world.datapath.content()["endpoints"].items():
         entry = EndpointPolicy.unpack(value)
         assert U32.pack(entry.endpoint) == raw
-        assert entry.identity == world.desired.addresses.identity_of(
-            world.store.endpoints[entry.endpoint].pod_key
-        )
+        addresses = world.desired.addresses
+        key = addresses.key_of(world.store.endpoints[entry.endpoint])
+        assert entry.identity == addresses.identity_of(key)
     for address in ADDRESSES:
         peer = world.desired.ipcache.lookup(ip_address(address))
         assert world.datapath.peer_class(address_bytes(address)) == world.desired.class_number(peer)

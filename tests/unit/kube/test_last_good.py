@@ -110,6 +110,7 @@ def test_a_manifest_made_of_a_fact_means_that_fact(random: Random) -> None:
             phase=random.choice(["", "Running"]),
             deleted=random.random() < 0.5,
             redirect=random.choice(["", "enabled"]),
+            static_uid=random.choice(["", "u-3"]),
         ),
         Namespace("shop", {"a": "b", "kubernetes.io/metadata.name": "shop"}, "enabled"),
         Node("node-1", "u-2", ("192.0.2.1", "2001:db8::1"), ("10.0.0.0/24", "fd00::/112")),

@@ -110,8 +110,9 @@ def metadata(name: SearchStrategy[Any] = NAME, **more: Any) -> SearchStrategy[An
 
 
 PHASE = one_of("Running", "Pending", "Succeeded", "Failed", "Unknown", bad=("Odd",))
+MIRROR = st.sampled_from([{}, {"kubernetes.io/config.mirror": "u-3"}])
 PODS = obj(
-    {"metadata": metadata()},
+    {"metadata": metadata(annotations=mostly(MIRROR))},
     {
         "spec": obj(
             {},
