@@ -65,15 +65,16 @@ def container_id(variables: Variables) -> str:
 
 
 def ifname(variables: Variables) -> str:
-    """CNI_IFNAME, by the kernel's rule (dev_valid_name); the spec refuses all white space."""
+    """CNI_IFNAME, by the kernel's rule (dev_valid_name); the spec refuses all white space. With a %
+    the kernel takes it for a pattern (dev_alloc_name), and gives the device another name."""
     value = _text(variables, "CNI_IFNAME")
     if not value:
         raise _invalid("CNI_IFNAME", "is missing")
     if len(value.encode()) > MAX_IFNAME:
         raise _invalid("CNI_IFNAME", f"{value!a} is longer than {MAX_IFNAME} bytes")
-    if value in (".", "..") or any(c in "/:" or c.isspace() for c in value):
+    if value in (".", "..") or any(c in "/:%" or c.isspace() for c in value):
         raise _invalid(
-            "CNI_IFNAME", f"{value!a} must hold no '/', ':' or white space, nor be '.' or '..'"
+            "CNI_IFNAME", f"{value!a} must hold no '/', ':', '%' or white space, nor be '.' or '..'"
         )
     return value
 

@@ -173,6 +173,7 @@ ENVIRONMENT_FAULTS: list[tuple[str, bytes]] = [
     ("CNI_IFNAME", "éééééééé".encode()),
     ("CNI_IFNAME", b"a/b"),
     ("CNI_IFNAME", b"a:b"),
+    ("CNI_IFNAME", b"eth%d"),
     ("CNI_IFNAME", b"a b"),
     ("CNI_IFNAME", "a\u2003b".encode()),
     ("CNI_ARGS", b"A"),
