@@ -406,9 +406,12 @@ def is_local(netlink: RtnlSocket, address: IPAddress) -> bool:
         return False
 
 
-def list_routes(netlink: RtnlSocket, family: int, device: int = 0) -> list[Route]:
-    """Routes of the main table, through one device or (0) all."""
-    extra = u32(RTA_TABLE, RT_TABLE_MAIN) + (u32(RTA_OIF, device) if device else b"")
+def list_routes(
+    netlink: RtnlSocket, family: int, device: int = 0, *, all_tables: bool = False
+) -> list[Route]:
+    """Routes of the main table, or of all, through one device or (0) all."""
+    extra = b"" if all_tables else u32(RTA_TABLE, RT_TABLE_MAIN)
+    extra += u32(RTA_OIF, device) if device else b""
     payload = _ROUTE.pack(family, 0, 0, 0, 0, 0, 0, 0, 0) + extra
     # Without any route in the table the kernel says ENOENT.
     request = Request(RTM_GETROUTE, 0, payload, "list routes", frozenset({errno.ENOENT}))

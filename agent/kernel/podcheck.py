@@ -1,5 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Is a pod still wired as it was recorded (CNI CHECK)?"""
+"""Is a pod still wired as it was recorded (CNI CHECK)?
+
+Plugins that come later in the chain may have changed what ADD made (CNI spec, CHECK). Of what they
+do in the pod two things are known to do no harm: a smaller MTU (tuning), and routes that have gone
+to a table of their own (sbr).
+"""
 
 from __future__ import annotations
 
@@ -45,7 +50,9 @@ def _check_host(node: RtnlSocket, record: EndpointRecord) -> Iterable[Difference
     except RtnlError as error:
         yield Difference(f"device {record.host_name}", "present", _reason(error))
         return
-    yield from _check_link(link, record.host_name, record.host_mac, record.mtu)
+    yield from _check_link(link, record.host_name, record.host_mac)
+    if link.mtu != record.mtu:
+        yield Difference(f"MTU of {record.host_name}", str(record.mtu), str(link.mtu))
     if link.index != record.host_ifindex:
         yield Difference("host ifindex", str(record.host_ifindex), str(link.index))
     for address in record.addresses:
@@ -60,7 +67,11 @@ def _check_pod(record: EndpointRecord) -> Iterable[Difference]:
         except RtnlError as error:
             yield Difference(f"device {record.ifname} in the pod", "present", _reason(error))
             return
-        yield from _check_link(link, f"{record.ifname} in the pod", record.pod_mac, record.mtu)
+        yield from _check_link(link, f"{record.ifname} in the pod", record.pod_mac)
+        if link.mtu > record.mtu:
+            yield Difference(
+                f"MTU of {record.ifname} in the pod", f"at most {record.mtu}", str(link.mtu)
+            )
         present = {entry.address for entry in nl.list_addresses(pod, link.index)}
         for address in record.addresses:
             if address not in present:
@@ -68,15 +79,13 @@ def _check_pod(record: EndpointRecord) -> Iterable[Difference]:
                 yield Difference("address in the pod", str(address), names)
             gateway = GATEWAY4 if address.version == 4 else GATEWAY6
             anywhere = IPv4Address(0) if address.version == 4 else IPv6Address(0)
-            yield from _check_route(pod, anywhere, gateway, link.index, 0)
+            yield from _check_route(pod, anywhere, gateway, link.index, 0, all_tables=True)
             yield from _check_neighbour(pod, gateway, link.index, record.host_mac)
 
 
-def _check_link(link: nl.Link, name: str, mac: str, mtu: int) -> Iterable[Difference]:
+def _check_link(link: nl.Link, name: str, mac: str) -> Iterable[Difference]:
     if link.mac != mac:
         yield Difference(f"MAC of {name}", mac, link.mac)
-    if link.mtu != mtu:
-        yield Difference(f"MTU of {name}", str(mtu), str(link.mtu))
     if not link.up:
         yield Difference(f"state of {name}", "up", "down")
 
@@ -87,11 +96,13 @@ def _check_route(
     gateway: nl.IPAddress | None,
     device: int,
     length: int,
+    *,
+    all_tables: bool = False,
 ) -> Iterable[Difference]:
     what = f"route to {address}/{length}"
     expected = f"by {gateway} device {device}" if gateway else f"device {device}"
     family = nl.family_of(address)
-    for route in nl.list_routes(netlink, family, device):
+    for route in nl.list_routes(netlink, family, device, all_tables=all_tables):
         found = route.destination
         if (found.prefixlen if found else 0) != length or route.gateway != gateway:
             continue

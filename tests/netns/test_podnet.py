@@ -124,7 +124,8 @@ def test_the_first_packet_after_add_arrives(
 
 CHANGES = {
     "address in the pod": ("pod", "addr del fd00::5/128 dev eth0"),
-    "MTU of eth0 in the pod": ("pod", "link set eth0 mtu 1300"),
+    "MTU of eth0 in the pod": ("pod", "link set eth0 mtu 1600"),
+    "MTU of bri": ("node", "link set {host} mtu 1300"),
     "MAC of eth0 in the pod": ("pod", "link set eth0 address 02:00:00:00:00:09"),
     "state of eth0 in the pod": ("pod", "link set eth0 down"),
     "device eth0 in the pod": ("pod", "link set eth0 down name eth7"),
@@ -150,6 +151,18 @@ def test_check_names_what_was_changed(
     changed.ip(*command.format(host=wiring.host_name).split())
     found = node.run(lambda: check_wiring(pod.fd, record(request, wiring)))
     assert any(difference.what.startswith(what) for difference in found), found
+
+
+def test_check_bears_what_later_plugins_do(
+    node: Netns, network: PodNetwork, make_netns: MakeNetns
+) -> None:
+    pod, request = make_netns(), wanted(5)
+    wiring = add(node, network, pod, request)
+    pod.ip("link", "set", "eth0", "mtu", "1300")  # tuning
+    for family, gateway in (("-4", "169.254.1.1"), ("-6", "fe80::1")):  # sbr
+        pod.ip(*f"{family} route del default".split())
+        pod.ip(*f"{family} route add default via {gateway} dev eth0 onlink table 100".split())
+    assert node.run(lambda: check_wiring(pod.fd, record(request, wiring))) == ()
 
 
 def _pod_has_eth0(pod: Netns) -> None:
