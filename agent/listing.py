@@ -27,7 +27,7 @@ from agent.inspection import rule_text
 from agent.loop import Loop
 from bpf.layouts import EndpointFlag
 from identity.index import LabelIndex
-from identity.labels import LabelSet
+from identity.labels import K8S_SOURCE, LabelFilter, LabelSet
 from identity.reserved import Reserved, is_local
 from identity.selectors import Selector
 from policy.model import Direction as PolicyDirection
@@ -39,8 +39,9 @@ from policy.resolve import Table, peer_selector
 class Listing:
     """Lists of one agent."""
 
-    def __init__(self, loop: Loop) -> None:
+    def __init__(self, loop: Loop, label_filter: LabelFilter) -> None:
         self._loop = loop
+        self._filter = label_filter
 
     def maps(self) -> tuple[MapUsage, ...]:
         desired, datapath = self._loop.desired, self._loop.datapath
@@ -162,12 +163,23 @@ class Listing:
             namespace=policy.namespace,
             name=policy.name,
             status=ObjectState.FAILED if refused else done,
-            reason=refused.reason if refused else "",
+            reason=refused.reason if refused else self._hidden(PolicyKey(*key)),
             ingress_rules=len(policy.rules(PolicyDirection.INGRESS)),
             egress_rules=len(policy.rules(PolicyDirection.EGRESS)),
             types=tuple(one.name.capitalize() for one in sorted(policy.policy_types)),
             endpoints=endpoints,
             spec_json=json.dumps(render_network_policy(policy)["spec"]),
+        )
+
+    def _hidden(self, key: PolicyKey) -> str:
+        """What the label filter keeps a policy in force from seeing, in words."""
+        keys = self._filter.hides(self._loop.desired.repository.peer_label_keys(key))
+        if not keys:
+            return ""
+        names = ", ".join(one.removeprefix(K8S_SOURCE) for one in keys)
+        return (
+            f"the label filter leaves out {names}: In and Exists match no peer, NotIn and"
+            " DoesNotExist match every one"
         )
 
     def selectors(self) -> Callable[[], list[SelectorInfo]]:

@@ -92,7 +92,7 @@ class View:
         label_filter = LabelFilter.of(config.labels) if config.labels else DEFAULT
         self._inspector = Inspector(loop, label_filter)
         self._checker = Checker(loop, self._inspector.rule_name)
-        self._listing = Listing(loop)
+        self._listing = Listing(loop, label_filter)
         self._log = log_lines
 
     def names(self) -> Names:

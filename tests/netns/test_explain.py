@@ -82,3 +82,20 @@ def test_what_cannot_be_asked_about(asked: Lab, text: str, says: str) -> None:
     arguments = ("policy", "explain", "--from", text, "--to", "two/b", "--port", "80/tcp")
     done = asked.agent.cli(*arguments, check=False)
     assert (done.returncode, done.stderr) == (1, f"Error: {says}\n")
+
+
+def test_a_policy_that_looks_at_labels_left_out_says_so(asked: Lab) -> None:
+    expression = {"key": "pod-template-hash", "operator": "DoesNotExist"}
+    peers = [{"podSelector": {"matchLabels": {"app": "a"}, "matchExpressions": [expression]}}]
+    spec = {
+        "podSelector": {"matchLabels": {"pod-template-hash": "x"}},
+        "ingress": [{"from": peers}],
+    }
+    objects = [
+        manifests.policy("two", name, one) for name, one in (("odd", spec), ("new", ISOLATED))
+    ]
+    asked.set_policies(objects)
+    new, odd = sorted(asked.agent.policies().policies, key=lambda one: one.name)
+    assert not new.reason
+    assert odd.reason.startswith("the label filter leaves out pod-template-hash: In and Exists")
+    assert "filter leaves out" in asked.agent.cli("policy", "get").stdout
