@@ -13,13 +13,13 @@ denied. So does an object that is another pod's of the same name, an earlier or 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
 from agent.core.endpoint import Endpoint, address_bytes
 from agent.core.events import Pod, PublishedEndpoint
 from agent.core.store import PodKey, Store
 from identity.allocator import IdentityAllocator, IdentityExhausted
-from identity.cluster import IdentityPending, reserved_labels
+from identity.cluster import ClusterIdentities, IdentityPending, reserved_labels
 from identity.ipcache import IPCache, NamedPort
 from identity.labels import LabelFilter, LabelSet, pod_labels
 from identity.reserved import Reserved
@@ -47,6 +47,7 @@ class AddressBook:
     ) -> None:
         self._identities = identities
         self._ipcache = ipcache
+        self._in_cluster = isinstance(identities, ClusterIdentities)
         self._node_name = node_name
         self._filter = label_filter
         self._who: dict[PodKey, _Who] = {_NODE: _NODE_IS}
@@ -112,7 +113,7 @@ class AddressBook:
             if published is not None and not endpoints and (pod is None or not pod.ips):
                 self._who[key] = self._recognise(key, published)
             else:
-                self._who[key] = self._identify(key, pod, store.namespace_labels(key[0]))
+                self._who[key] = self._identify(key, pod, store)
             local = [one for endpoint in endpoints for one in endpoint.addresses]
             self._set_local(key, local)
             self._claim(key, addresses)
@@ -153,11 +154,17 @@ class AddressBook:
             return _UNMANAGED_IS
         return number, labels, published.ports
 
-    def _identify(self, key: PodKey, pod: Pod | None, namespace_labels: Mapping[str, str]) -> _Who:
-        if pod is None:
+    def _identify(self, key: PodKey, pod: Pod | None, store: Store) -> _Who:
+        # A folder of manifests need not have a pod's namespace. An API server has it, and where it
+        # is not known yet, labels are not that a policy may exclude the pod by.
+        if pod is None or (self._in_cluster and key[0] not in store.namespaces):
             return _INIT_IS
         labels = pod_labels(
-            pod.labels, pod.namespace, namespace_labels, pod.service_account, self._filter
+            pod.labels,
+            pod.namespace,
+            store.namespace_labels(key[0]),
+            pod.service_account,
+            self._filter,
         )
         try:
             number = self._identities.acquire(labels)

@@ -14,7 +14,7 @@ from agent.core.desired import Desired
 from agent.core.events import PublishedEndpoint
 from agent.core.store import PodKey, Store
 from identity.labels import LabelSet
-from identity.reserved import CLUSTER_FIRST
+from identity.reserved import CLUSTER_FIRST, Reserved
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +70,8 @@ def publication(
     if number >= CLUSTER_FIRST and fact is not None and fact.labels != labels:
         # Collected while this node was cut off, and given to others: to them it means those.
         return PodPublication(key, observed, observed, labels)
+    if number == Reserved.INIT:  # its namespace is not known yet
+        return PodPublication(key, observed, observed)
     first = endpoints[0]
     wanted = PublishedEndpoint(
         namespace=key[0],

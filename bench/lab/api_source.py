@@ -66,14 +66,19 @@ class ApiFolder:
     def __init__(self, server: ApiServerProcess) -> None:
         self.server = server
         self._files: dict[str, set[tuple[str, str, str]]] = {}
+        self._namespaces: set[str] = set()
 
     def put(self, file: str, objects: Iterable[Mapping[str, Any]]) -> None:
-        """Objects that the file had before and has no more are deleted."""
+        """Objects that the file had before and has no more are deleted. Namespaces that objects
+        are in, and no file has, are made."""
         items = [dict(one) for one in objects]
         for item in items:
             item["metadata"] = {"uid": f"uid-{item['metadata']['name']}", **item["metadata"]}
         wanted = {_key(item) for item in items}
-        self.server.load(items)
+        self._namespaces |= {key[2] for key in wanted if key[0] == "v1/Namespace"}
+        lacking = {key[1] for key in wanted} - self._namespaces - {"", "default", "kube-system"}
+        self._namespaces |= lacking
+        self.server.load([*(namespace(name) for name in sorted(lacking)), *items])
         for key in sorted(self._files.get(file, set()) - wanted):
             self._delete(key)
         self._files[file] = wanted

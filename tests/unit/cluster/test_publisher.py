@@ -16,6 +16,8 @@ from agent.core.events import (
     EndpointWithdrawn,
     IdentityPublished,
     IdentityWithdrawn,
+    Namespace,
+    NamespaceUpserted,
     Pod,
     PodRemoved,
     PodUpserted,
@@ -95,6 +97,7 @@ class Node:
         self.now = 0.0
         self.cluster = Cluster()
         self.store = Store([SOURCE])
+        self.store.apply(NamespaceUpserted(SOURCE, Namespace("ns")))
         self.desired = Desired(ClusterIdentities(), Numbers(60.0), DEFAULT, NodeBook("here"))
         self.publisher = Publisher(self._plan, self.cluster, lambda: self.now)
 

@@ -11,6 +11,8 @@ from agent.core.events import (
     EndpointWithdrawn,
     IdentityPublished,
     IdentityWithdrawn,
+    Namespace,
+    NamespaceUpserted,
     Pod,
     PodUpserted,
     PublishedEndpoint,
@@ -100,7 +102,7 @@ def test_a_pod_here_is_denied_until_its_labels_have_a_number() -> None:
     world = World()
     pod = Pod("ns", "web", labels={"app": "web"}, node_name="here", ips=("10.1.0.9",))
     world.store.put_endpoint(endpoint(1, "ns", "web", "10.1.0.9"))
-    world.tell(PodUpserted(SOURCE, pod))
+    world.tell(NamespaceUpserted(SOURCE, Namespace("ns")), PodUpserted(SOURCE, pod))
     labels = pod_labels(pod.labels, "ns", {}, "default", DEFAULT)
     assert world.who("10.1.0.9") == (int(Reserved.INIT), Reserved.INIT.labels)
     assert world.desired.addresses.wanted == {("ns", "web"): labels}
@@ -126,7 +128,8 @@ def test_a_number_that_others_were_given_meanwhile(early: bool) -> None:
     pod = Pod("ns", "web", labels={"app": "web"}, node_name="here", ips=("10.1.0.9",))
     labels = pod_labels(pod.labels, "ns", {}, "default", DEFAULT)
     world.store.put_endpoint(endpoint(1, "ns", "web", "10.1.0.9"))
-    world.tell(identity(300, labels), PodUpserted(SOURCE, pod))
+    space = NamespaceUpserted(SOURCE, Namespace("ns"))
+    world.tell(space, identity(300, labels), PodUpserted(SOURCE, pod))
     if early:
         world.tell(identity(301, labels))
     world.desired.to_publish.clear()
@@ -146,3 +149,19 @@ def test_a_number_that_others_were_given_meanwhile(early: bool) -> None:
     assert (one.wanted.identity, one.allocate, one.revive) == (301, None, None)
     value = world.desired.endpoint_policy(1)
     assert value is not None and value.identity == 301
+
+
+def test_a_pod_is_nobody_until_its_namespace_is_known() -> None:
+    """It has one in a cluster, with labels, by some of which policies may exclude it."""
+    world = World()
+    world.store.put_endpoint(endpoint(1, "ns", "pod", "10.0.0.4"))
+    world.tell(PodUpserted(SOURCE, Pod("ns", "pod", labels={"app": "client"})))
+    assert world.who("10.0.0.4") == (int(Reserved.INIT), Reserved.INIT.labels)
+    assert not world.desired.addresses.wanted
+    told = publication(("ns", "pod"), world.store, world.desired, "here")
+    assert told is not None and told.settled
+    world.tell(NamespaceUpserted(SOURCE, Namespace("ns", {"env": "prod"})))
+    (labels,) = world.desired.addresses.wanted.values()
+    assert labels["k8s:io.cilium.k8s.namespace.labels.env"] == "prod"
+    world.tell(identity(300, labels))
+    assert world.who("10.0.0.4") == (300, labels)
