@@ -15,7 +15,7 @@ import json
 import logging
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -95,7 +95,8 @@ def document(version: str, run_dir: Path, state_dir: Path) -> bytes:
 
 
 def install(config: CniConfig, run_dir: Path, state_dir: Path) -> list[str]:
-    """Write the file, and set others aside where `exclusive` says so; gives what was done.
+    """Write the file, and set others aside where `exclusive` says so, else give back those that
+    an agent before has set aside; gives what was done.
 
     May be repeated: what is as it should be is left alone. Raises RuntimeConfigError.
     """
@@ -131,6 +132,8 @@ def _install(folder: Path, config: CniConfig, run_dir: Path, state_dir: Path) ->
     for name in others:
         os.replace(folder / name, folder / f"{name}{ASIDE}")
         done.append(f"{folder / name} set aside")
+    if not config.exclusive:
+        done.extend(_put_back(folder, record["aside"]))
     return done
 
 
@@ -138,15 +141,20 @@ def remove(state_dir: Path) -> Iterator[str]:
     """Take back what `install` did; a line for each thing. What is gone already is no error."""
     record = _read(state_dir)
     folder = Path(record.get("folder", "/nonexistent"))
-    for name in record.get("aside", []):
-        hidden, path = folder / f"{name}{ASIDE}", folder / name
-        if hidden.exists() and not path.exists():
-            os.replace(hidden, path)
-            yield f"file {path} put back"
+    yield from _put_back(folder, record.get("aside", []))
     path = folder / FILE_NAME
     if record and path.exists():
         path.unlink()
         yield f"file {path}"
+
+
+def _put_back(folder: Path, names: Iterable[str]) -> Iterator[str]:
+    """Files that were set aside, but for those that somebody has made anew meanwhile."""
+    for name in names:
+        hidden, path = folder / f"{name}{ASIDE}", folder / name
+        if hidden.exists() and not path.exists():
+            os.replace(hidden, path)
+            yield f"file {path} put back"
 
 
 def _others(folder: Path) -> list[str]:

@@ -78,6 +78,20 @@ def test_what_others_did_meanwhile_is_left_alone(folder: Path, state: Path) -> N
     assert (folder / f"{OTHER}{ASIDE}").exists()
 
 
+def test_no_longer_exclusive_gives_the_others_back(folder: Path, state: Path) -> None:
+    before = names(folder)
+    install(CniConfig(folder, True, "1.0.0"), RUN, state)
+    (folder / "20-bridge.conf").write_text("made anew")
+    shared = CniConfig(folder, False, "1.0.0")
+    assert install(shared, RUN, state) == [f"file {folder / OTHER} put back"]
+    assert install(shared, RUN, state) == []
+    assert (folder / "20-bridge.conf").read_text() == "made anew"
+    (folder / f"20-bridge.conf{ASIDE}").unlink()
+    assert names(folder) == sorted([*before, FILE_NAME])
+    assert list(remove(state)) == [f"file {folder / FILE_NAME}"]
+    assert names(folder) == before
+
+
 def test_killed_between_any_two_steps_nothing_is_lost(
     folder: Path, state: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
