@@ -113,8 +113,10 @@ def mounts(table: str | None = None) -> Iterator[Found]:
 
 
 def cgroups() -> Iterator[Found]:
-    """Control groups in every cgroup2 mount, up to four levels down, innermost first."""
-    for root in mounted("cgroup2"):
+    """Control groups in every hierarchy, up to four levels down, innermost first."""
+    # A hierarchy may be mounted several times.
+    roots = {identity(root): root for root in [*mounted("cgroup2"), *mounted("cgroup")]}
+    for root in roots.values():
         for path in reversed(list(below(root, 4))):
             groups = [path, *(p for p in path.rglob("*") if p.is_dir())]
             inside = frozenset(
@@ -160,6 +162,12 @@ def mounted(kind: str) -> list[Path]:
     """Mount points of a file system type."""
     lines = [line.split() for line in Path("/proc/self/mounts").read_text().splitlines()]
     return [Path(fields[1]) for fields in lines if fields[2] == kind]
+
+
+def identity(path: Path) -> tuple[int, int]:
+    """Device and inode: the same for the same folder, wherever it is mounted."""
+    stat = path.stat()
+    return stat.st_dev, stat.st_ino
 
 
 def read(path: Path) -> str:
