@@ -13,10 +13,10 @@ CLEANUP := /usr/bin/python3 tools/cleanup.py
 section = @printf '\n== %s %s\n' "$(1)" "$$(printf '=%.0s' {1..70} | cut -c$$(printf '%s' '$(1)' | wc -c)-)"
 
 .PHONY: help setup doctor lint format layouts relay test test-unit test-kernel test-cluster kernel demo bench bench-latency \
-	soak image vagrant-check clean
+	soak image containerd-check vagrant-check clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z%-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z%-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: ## packages, virtual environment, CNI relay (nothing to do: well under a second)
 	@tools/setup.sh
@@ -80,6 +80,9 @@ soak: kernel ## twenty minutes: real programs on redirected sockets, then pods t
 
 image: setup ## build the container image, and run the agent from it (root)
 	@deploy/image.sh
+
+containerd-check: setup ## the agent as the network of real containerds, by their CRI (root)
+	@deploy/containerd.sh $(ARGS)
 
 vagrant-check: setup ## the steps of vagrant/ that need no hypervisor, in a Debian tree (root)
 	@vagrant/check.sh
