@@ -68,7 +68,7 @@ RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_PRIORITY, RTA_PREFSRC, RTA_TABLE = 1, 4, 5, 6
 RTNH_F_ONLINK = 0x4
 RTN_UNICAST, RTN_LOCAL, RTN_UNREACHABLE = 1, 2, 7
 RT_TABLE_MAIN = 254
-SCOPE_UNIVERSE, SCOPE_LINK = 0, 253
+SCOPE_UNIVERSE, SCOPE_LINK, SCOPE_NOWHERE = 0, 253, 255
 
 NDA_DST, NDA_LLADDR = 1, 2
 NUD_PERMANENT = 0x80
@@ -358,7 +358,7 @@ def network_route(
     source: IPAddress | None,
     metric: int,
 ) -> bytes:
-    """A unicast route, for RTM_NEWROUTE and RTM_DELROUTE; what is not given is left out."""
+    """A unicast route, for RTM_NEWROUTE; what is not given is left out."""
     extra = [u32(RTA_PRIORITY, metric)]
     if gateway is not None:
         extra.append(attribute(RTA_GATEWAY, gateway.packed))
@@ -370,6 +370,12 @@ def network_route(
     return _route(
         network, family_of(network), *extra, scope=SCOPE_LINK if on_link else SCOPE_UNIVERSE
     )
+
+
+def no_route(network: IPNetwork, metric: int) -> bytes:
+    """A unicast route to a network whatever its way, for RTM_DELROUTE. For IPv4 the kernel compares
+    scopes, and finds no route where one is given that is not the route's own."""
+    return _route(network, family_of(network), u32(RTA_PRIORITY, metric), scope=SCOPE_NOWHERE)
 
 
 def read_route(message: Message) -> Route:

@@ -156,7 +156,7 @@ def _put(route: NodeRoute, device: int) -> Request:
 
 
 def _remove(network: Network) -> Request:
-    payload = nl.network_route(network, None, 0, None, _METRIC[network.version])
+    payload = nl.no_route(network, _METRIC[network.version])
     gone = frozenset({errno.ESRCH, errno.ENOENT})
     return Request(nl.RTM_DELROUTE, 0, payload, f"remove route to {network}", gone)
 
