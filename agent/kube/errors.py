@@ -140,7 +140,7 @@ def error_from(
     reason = said.reason or ""
     text = said.message or body[:_MAX_TEXT].decode("utf-8", "replace").strip() or "no explanation"
     asked = f"{verb} {resource}: " if verb else ""
-    message = f"{asked}{cut(text, _MAX_TEXT)} ({status}{f' {reason}' if reason else ''})"
+    message = f"{asked}{_shortened(text)} ({status}{f' {reason}' if reason else ''})"
     wait = _seconds(retry_after)
     if wait is None and said.details is not None and said.details.retryAfterSeconds:
         wait = float(max(0, said.details.retryAfterSeconds))
@@ -152,6 +152,13 @@ def error_from(
     if reason == "AlreadyExists":
         kind = AlreadyExists
     return kind(message, status=status, reason=reason, retry_after=wait)
+
+
+def _shortened(text: str) -> str:
+    """Begin and end of a long text: of a patch the server shows the whole object, then why not."""
+    if len(text) > _MAX_TEXT:
+        text = f"{text[: _MAX_TEXT // 2]} … {text[-_MAX_TEXT // 2 :]}"
+    return cut(text, len(text))
 
 
 def _status(body: bytes) -> Status:

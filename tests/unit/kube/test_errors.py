@@ -54,6 +54,17 @@ def test_forbidden_names_verb_and_resource() -> None:
     assert (error.verb, error.resource) == ("patch", "nodes/status")
 
 
+def test_of_a_long_refusal_begin_and_end_are_kept() -> None:
+    """Of a patch, the whole object stands between what was refused and why."""
+    why = 'strict decoding error: unknown field "spec.bogus"'
+    text = f' "" is invalid: patch: Invalid value: "{"x" * 5000}": {why}'
+    body = json.dumps({"kind": "Status", "message": text, "reason": "Invalid"}).encode()
+    found = error_from(422, body, verb="patch", resource="bristleendpoints")
+    assert found.message.startswith('patch bristleendpoints:  "" is invalid: patch: ')
+    assert why in found.message
+    assert len(found.message) < 600
+
+
 def test_how_long_the_server_asks_to_wait() -> None:
     body = b'{"kind":"Status","details":{"retryAfterSeconds":7}}'
     assert error_from(429, body).retry_after == 7.0
