@@ -152,8 +152,6 @@ def _conflict(kind: Kind, conflicts: list[tuple[Owned, list[Path]]]) -> ApiError
         if manager.subresource:
             text += f' with subresource "{manager.subresource}"'
         text += f" using {manager.api_version}"
-        if manager.operation == "Update" and owned.time:
-            text += f" at {owned.time}"
         for path in paths:
             shown = fieldset.shown(path)
             causes.append({"reason": "FieldManagerConflict", "message": text, "field": shown})

@@ -85,8 +85,6 @@ class Auth:
             if not self._closed:
                 return self._tokens.get(token.strip(), OPEN)
             if scheme.lower() != "bearer" or not token.strip():
-                if scheme:
-                    raise unauthorized()
                 return ANONYMOUS
             known = self._tokens.get(token.strip())
         if known is None:

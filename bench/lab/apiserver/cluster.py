@@ -286,9 +286,9 @@ class Cluster:
         else:
             kind.strategy.prepare_update(item, old)
         meta = item["metadata"]
-        for key in ("uid", "creationTimestamp"):
-            meta.setdefault(key, before[key])
+        meta.setdefault("uid", before["uid"])
         for key in (
+            "creationTimestamp",
             "generation",
             "deletionTimestamp",
             "deletionGracePeriodSeconds",
@@ -314,25 +314,31 @@ class Cluster:
         found = managed.after_update(owners, manager, schema, old, item, self.now(), reset)
         managed.write(item["metadata"], found)
 
-    def _replace(self, kind: Kind, old: Record, item: Object, options: Options) -> Outcome:
-        """Stores a new version if it is one; the last finalizer takes the object with it."""
+    def _replace(
+        self, kind: Kind, old: Record, item: Object, options: Options, *, may_end: bool = True
+    ) -> Outcome:
+        """Stores a new version if it is one; the last finalizer takes the object with it.
+
+        may_end: False: there will be this version in any case.
+        """
         item["metadata"]["resourceVersion"] = str(old.revision)
         if item == old.object:
             self.unchanged_writes += 1
             return Outcome(200, old, False)
-        record = self._store(kind, old.key, item, options)
-        self._wrote(kind, old, record, options)
-        meta = item["metadata"]
+        meta, before = item["metadata"], old.object["metadata"]
         waits = meta.get("finalizers") or meta.get("deletionGracePeriodSeconds")
         # Namespaces wait for more: for their contents.
-        ends = meta.get("deletionTimestamp") and not waits and kind.resource != NAMESPACES
-        if ends and not options.dry_run:
-            self.remove(kind, record)
+        ends = before.get("deletionTimestamp") and not waits and kind.resource != NAMESPACES
+        if may_end and ends and not options.dry_run:
+            self.remove(kind, old)  # of what was changed there is no version
+            return Outcome(200, Record(old.key, item, old.created, old.revision), True)
+        record = self._store(kind, old.key, item, options)
+        self._wrote(kind, old, record, options)
         return Outcome(200, record, True)
 
-    def amend(self, kind: Kind, old: Record, item: Object) -> Record:
+    def amend(self, kind: Kind, old: Record, item: Object, *, may_end: bool = True) -> Record:
         """Stores a version that the server itself made."""
-        return self._replace(kind, old, item, Options()).record
+        return self._replace(kind, old, item, Options(), may_end=may_end).record
 
     def remove(self, kind: Kind, record: Record) -> Record:
         """Deletes at once; the last version."""

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 
 from bench.lab.apiserver import builtin, decode, schemajson
@@ -56,7 +57,7 @@ def read(
                 _read_schemas(item, unknown)
     except ApiError as error:
         if patched and error.code == 400:
-            raise _bad_patch(error.message) from None
+            raise _bad_patch(document, error.message) from None
         raise
     item.setdefault("metadata", {})
     said = [f'unknown field "{path}"' for path in unknown]
@@ -64,14 +65,16 @@ def read(
     if said and options.validation == "Strict":
         text = f"strict decoding error: {', '.join(said)}"
         if patched:
-            raise _bad_patch(text)
+            raise _bad_patch(document, text)
         raise decode.cannot_be_handled(kind.name, kind.version, text)
     item = kind.strategy.to_storage(item)
     return Decoded(item, said[:MAX_WARNINGS] if options.validation == "Warn" else [])
 
 
-def _bad_patch(text: str) -> ApiError:
-    problem = Problem("patch", "FieldValueInvalid", f"Invalid value: {text}")
+def _bad_patch(document: Object, text: str) -> ApiError:
+    """With the whole object first: why comes after it."""
+    whole = json.dumps(json.dumps(document, separators=(",", ":")))
+    problem = Problem("patch", "FieldValueInvalid", f"Invalid value: {whole}: {text}")
     return invalid("", "", "", [problem])
 
 

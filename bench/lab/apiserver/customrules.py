@@ -24,6 +24,14 @@ from bench.lab.apiserver.validation import dns1035_label, subdomain
 
 GROUP = "apiextensions.k8s.io"
 DEFINITIONS = (GROUP, "customresourcedefinitions")
+_BLOCKING = {
+    f"FieldValue{kind}"
+    for kind in ("NotSupported", "Required", "TooLong", "TooMany", "TypeInvalid")
+}
+_NOT_CHECKED = (
+    "Invalid value: null: some validation rules were not checked because the object was invalid; "
+    "correct the existing errors to complete validation"
+)
 _VERSION = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?\Z")
 
 
@@ -38,6 +46,7 @@ class CustomStrategy(Strategy):
         self._schema = schema
         self._metadata = (raw.get("properties") or {}).get("metadata") or {}
         self._status = status
+        self._has_rules = schema.has_rules()
 
     def complete(self, item: Object) -> None:
         add_defaults(self._schema, item)
@@ -54,8 +63,13 @@ class CustomStrategy(Strategy):
 
     def validate(self, item: Object) -> Iterator[Problem]:
         content = {key: value for key, value in item.items() if key != "metadata"}
-        yield from validate(self._schema, content, "")
-        yield from deep(self._metadata, item["metadata"], "metadata")
+        problems = [
+            *validate(self._schema, content, ""),
+            *deep(self._metadata, item["metadata"], "metadata"),
+        ]
+        yield from problems
+        if self._has_rules and any(problem.kind in _BLOCKING for problem in problems):
+            yield Problem("<nil>", "FieldValueInvalid", _NOT_CHECKED)
 
     def validate_status(self, item: Object) -> Iterator[Problem]:
         return self.validate(item)
@@ -82,7 +96,7 @@ class DefinitionStrategy(Strategy):
         self.complete(item)
         stored = [v.get("name") for v in item["spec"].get("versions") or [] if v.get("storage")]
         names = {"plural": "", "kind": ""}
-        item["status"] = {"conditions": [], "acceptedNames": names, "storedVersions": stored}
+        item["status"] = {"conditions": None, "acceptedNames": names, "storedVersions": stored}
 
     def prepare_update(self, item: Object, old: Object) -> None:
         self.complete(item)

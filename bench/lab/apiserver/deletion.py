@@ -14,7 +14,6 @@ from bench.lab.apiserver.errors import (
     bad_request,
     conflict,
     invalid,
-    invalid_value,
     unsupported,
 )
 from bench.lab.apiserver.kinds import Kind
@@ -67,7 +66,7 @@ def read_options(body: Object | None, query: dict[str, str]) -> DeleteOptions:
     if dry not in ([], ["All"]):
         problems.append(unsupported("dryRun", dry, ("All",)))
     if grace is not None and grace < 0:
-        problems.append(invalid_value("gracePeriodSeconds", grace, "must not be negative"))
+        grace = 1
     if problems:
         raise invalid("meta.k8s.io", "DeleteOptions", "", problems)
     return DeleteOptions(
@@ -119,7 +118,7 @@ class Remover:
             for inner_kind, inner in self._cluster.dependants(record.uid):
                 self._delete_dependant(inner_kind, inner, record.uid)
         if grace == 0 and not finalizers:
-            return Deleted(self._cluster.remove(kind, record), True)
+            return Deleted(self._cluster.remove(kind, self._last_mark(kind, record)), True)
         marked = self._mark(kind, record, grace)
         if grace and self.kubelet:
             return self._delete_now(kind, marked)
@@ -131,8 +130,14 @@ class Remover:
         """What a kubelet does once the containers of a pod have ended."""
         if record.object["metadata"].get("finalizers"):
             return Deleted(self._mark(kind, record, 0), False)
-        self._cluster.remove(kind, record)
+        self._cluster.remove(kind, self._last_mark(kind, record))
         return Deleted(record, False)
+
+    def _last_mark(self, kind: Kind, record: Record) -> Record:
+        """Watches see a pod once more, without any time left, before it is gone."""
+        if kind.resource != ("", "pods"):
+            return record
+        return self._mark(kind, record, 0)
 
     def _check(self, kind: Kind, record: Record, options: DeleteOptions) -> None:
         if options.uid and options.uid != record.uid:
@@ -171,7 +176,8 @@ class Remover:
         meta["deletionGracePeriodSeconds"] = grace
         if kind.strategy.generation and not begun:
             meta["generation"] = meta.get("generation", 0) + 1
-        return self._cluster.amend(kind, record, {**record.object, "metadata": meta})
+        changed = {**record.object, "metadata": meta}
+        return self._cluster.amend(kind, record, changed, may_end=False)
 
     # ---- owners ------------------------------------------------------------------------------
 

@@ -160,6 +160,11 @@ def not_found(group: str, resource: str, name: str) -> ApiError:
     return ApiError(404, "NotFound", message, _named(group, resource, name))
 
 
+def no_resource() -> ApiError:
+    """404 for a resource that a group of the server's own has not."""
+    return ApiError(404, "NotFound", "the server could not find the requested resource", {})
+
+
 def method_not_allowed() -> ApiError:
     """405."""
     return ApiError(

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 from bench.lab.apiserver.cluster import Cluster
 from bench.lab.apiserver.errors import (
+    ApiError,
     Problem,
     bad_request,
     expired,
@@ -86,9 +87,13 @@ def parse(kind: Kind, query: Mapping[str, str], name: str = "") -> ListQuery:
         number(query, "timeoutSeconds"),
     )
     if found.version and not re.match(r"[0-9]{1,19}\Z", found.version, re.ASCII):
-        text = f'Invalid value: "{found.version}": must be an unsigned integer'
-        problem = Problem("resourceVersion", "FieldValueInvalid", text)
-        raise invalid("meta.k8s.io", "ListOptions", "", [problem])
+        text = (
+            f'resourceVersion: Invalid value: "{found.version}": '
+            f'strconv.ParseUint: parsing "{found.version}": invalid syntax'
+        )
+        if found.watch:
+            raise ApiError(500, "", text)
+        raise bad_request(f"invalid resource version: {text}")
     problems = _problems(found)
     if problems:
         raise invalid("meta.k8s.io", "ListOptions", "", problems)

@@ -6,7 +6,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from bench.lab.apiserver.errors import Object, RouteNotFound, method_not_allowed
+from bench.lab.apiserver.errors import Object, RouteNotFound, method_not_allowed, no_resource
 from bench.lab.apiserver.kinds import Kind, Registry
 from bench.lab.apiserver.listing import flag
 
@@ -49,7 +49,7 @@ class Target:
 def route(registry: Registry, method: str, path: str, query: dict[str, str]) -> Target | None:
     """The verb that a request means; None for a page that is no resource.
 
-    Raises RouteNotFound, ApiError 405.
+    Raises RouteNotFound, ApiError 404 or 405.
     """
     parts = path.split("/")[1:]
     if parts[:1] == ["api"] and len(parts) >= 3 and parts[2]:
@@ -62,21 +62,23 @@ def route(registry: Registry, method: str, path: str, query: dict[str, str]) -> 
         rest = rest[:-1]
     if "" in rest:
         raise RouteNotFound(path)
+    own = any(not k.custom and (k.group, k.version) == (group, version) for k in registry)
+    missing = no_resource() if own else RouteNotFound(path)
     namespace = ""
     if rest[0] == "namespaces" and len(rest) >= 3 and rest[2] not in ("status", "finalize"):
         namespace, rest = rest[1], rest[2:]
     kind = registry.find(group, version, rest[0])
     if kind is None or len(rest) > 3 or (namespace and not kind.namespaced):
-        raise RouteNotFound(path)
+        raise missing
     name = rest[1] if len(rest) > 1 else ""
     subresource = rest[2] if len(rest) > 2 else ""
     if subresource and not (subresource == "status" and kind.status):
-        raise RouteNotFound(path)
+        raise missing
     if name and kind.namespaced and not namespace:
-        raise RouteNotFound(path)
+        raise missing
     verb = _verb(method, name, subresource, query)
     if not name and kind.namespaced and not namespace and verb not in ("list", "watch"):
-        raise method_not_allowed()
+        raise RouteNotFound(path) if kind.custom else method_not_allowed()
     selected = SELECTED.match(query.get("fieldSelector", "")) if not name else None
     chosen = selected[1] if selected else ""
     return Target(kind, verb, namespace, name, subresource, chosen)

@@ -54,6 +54,13 @@ class Schema:
             found = self.values
         return ANYTHING if found is None and self.open else found
 
+    def has_rules(self) -> bool:
+        """Whether there are CEL rules, here or deeper."""
+        inner = (*self.fields.values(), self.values, self.items)
+        return "x-kubernetes-validations" in self.rules or any(
+            one.has_rules() for one in inner if one is not None
+        )
+
 
 ANYTHING = Schema(open=True)
 

@@ -105,9 +105,6 @@ def _shape(node: Mapping[str, Any], path: str, *, root: bool) -> Iterator[Proble
     if node.get("properties") and node.get("additionalProperties") not in (None, False):
         text = "additionalProperties and properties are mutual exclusive"
         yield forbidden_field(f"{path}.additionalProperties", text)
-    if node.get("additionalProperties") is False:
-        text = "additionalProperties cannot be set to false"
-        yield forbidden_field(f"{path}.additionalProperties", text)
     if node.get("uniqueItems"):
         text = "uniqueItems cannot be set to true since the runtime complexity becomes quadratic"
         yield forbidden_field(f"{path}.uniqueItems", text)

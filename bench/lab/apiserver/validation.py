@@ -193,7 +193,7 @@ def _owners(owners: list[Object]) -> Iterator[Problem]:
 
 def metadata_update(meta: Object, old: Object, *, core: bool) -> Iterator[Problem]:
     """Problems of `metadata` against what is stored; both are complete."""
-    for field in ("name", "namespace", "uid", "creationTimestamp"):
+    for field in ("name", "namespace", "uid"):
         if meta.get(field) != old.get(field):
             value = meta.get(field)
             yield invalid_value(f"metadata.{field}", value, "field is immutable")

@@ -69,7 +69,7 @@ def test_updates_own_what_they_change(things: Web) -> None:
         ("web", "Update"): {"f:spec": {"f:size": {}}},
     }
     refused = things.apply(ONE, part(size=1, mode="on"))
-    assert refused.code == 409 and 'conflict with "web" using example.io/v1 at ' in refused.message
+    assert refused.code == 409 and 'conflict with "web" using example.io/v1: ' in refused.message
     named = things.patch(ONE, {"spec": {"mode": "off"}}, fieldManager="kubelet").body
     assert ("kubelet", "Update") in managers(named)
 

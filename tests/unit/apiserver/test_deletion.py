@@ -50,10 +50,10 @@ def test_deletion_options_are_checked(web: Web) -> None:
     web.post(NODES, node())
     assert web.delete(f"{NODES}/n1", {"kind": "Pod"}).code == 400
     assert web.delete(f"{NODES}/n1", {"propagationPolicy": "Never"}).code == 422
-    assert web.delete(f"{NODES}/n1", {"gracePeriodSeconds": -1}).code == 422
     assert web.delete(f"{NODES}/n1", {"preconditions": []}).code == 400
     assert web.delete(f"{NODES}/n1", gracePeriodSeconds="soon").code == 400
     assert web.get(f"{NODES}/n1").code == 200
+    assert web.delete(f"{NODES}/n1", {"gracePeriodSeconds": -1}).code == 200  # as 1
 
 
 def test_finalizers(things: Web) -> None:
@@ -70,7 +70,7 @@ def test_finalizers(things: Web) -> None:
         assert "deletionTimestamp" in things.patch(f"{THINGS}/t", undo).body["metadata"]
         assert things.patch(f"{THINGS}/t", {"metadata": {"finalizers": None}}).code == 200
         assert things.get(f"{THINGS}/t").code == 404
-        assert [watch.next()[0] for _ in range(3)] == ["MODIFIED", "MODIFIED", "DELETED"]
+        assert [watch.next()[0] for _ in range(2)] == ["MODIFIED", "DELETED"]
 
 
 @pytest.fixture
@@ -102,6 +102,8 @@ def test_a_kubelet_ends_pods(web: Web) -> None:
         assert web.delete(f"{PODS}/a").body["metadata"]["deletionGracePeriodSeconds"] == 30
         kind, item = watch.next()
         assert kind == "MODIFIED" and item["metadata"]["deletionTimestamp"]
+        kind, item = watch.next()
+        assert kind == "MODIFIED" and item["metadata"]["deletionGracePeriodSeconds"] == 0
         assert watch.named() == ("DELETED", "a")
     assert web.get(f"{PODS}/a").code == 404
 

@@ -90,12 +90,18 @@ def test_versions_of_a_list(server: ApiServer, web: Web) -> None:
         {"resourceVersionMatch": "Exact"},
         {"resourceVersionMatch": "Sometimes", "resourceVersion": "5"},
         {"resourceVersionMatch": "Exact", "resourceVersion": "0"},
-        {"resourceVersion": "new"},
         {"sendInitialEvents": "true"},
     ],
 )
 def test_versions_that_make_no_sense(web: Web, query: dict[str, str]) -> None:
     assert web.get(PODS, **query).reason == "Invalid"
+
+
+def test_a_version_is_a_number(web: Web) -> None:
+    wrong = web.get(PODS, resourceVersion="new")
+    assert (wrong.code, wrong.reason) == (400, "BadRequest")
+    assert 'strconv.ParseUint: parsing "new": invalid syntax' in wrong.message
+    assert web.get(PODS, resourceVersion="new", watch="1").code == 500
 
 
 def test_the_watch_cache_knows_no_pages(server: ApiServer, web: Web) -> None:

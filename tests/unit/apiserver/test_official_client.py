@@ -51,9 +51,9 @@ def test_watch(server: ApiServer, api: Any) -> None:
             server.create(pod("b"))
         elif len(seen) == 2:
             server.delete("Pod", "a", "default")
-        else:
+        elif len(seen) == 4:
             stream.stop()
-    assert seen == [("ADDED", "a"), ("ADDED", "b"), ("DELETED", "a")]
+    assert seen == [("ADDED", "a"), ("ADDED", "b"), ("MODIFIED", "a"), ("DELETED", "a")]
 
 
 def test_a_watch_of_a_forgotten_version(server: ApiServer, api: Any) -> None:

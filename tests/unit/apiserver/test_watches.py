@@ -28,6 +28,8 @@ def test_a_watch_from_a_version(server: ApiServer, web: Web) -> None:
         assert (item["kind"], item["apiVersion"]) == ("Pod", "v1")
         assert item["metadata"]["resourceVersion"] == str(server.revision())
         server.delete("Pod", "a", "default")
+        kind, item = watch.next()  # a pod is seen without any time left first
+        assert (kind, item["metadata"]["deletionGracePeriodSeconds"]) == ("MODIFIED", 0)
         kind, item = watch.next()
         assert (kind, item["metadata"]["resourceVersion"]) == ("DELETED", str(server.revision()))
 
@@ -61,6 +63,7 @@ def test_selectors_turn_changes_into_coming_and_going(server: ApiServer, web: We
         labels(server, "a", app="web")
         assert watch.named() == ("ADDED", "a")
         server.delete("Pod", "a", "default")
+        assert watch.named() == ("MODIFIED", "a")
         assert watch.named() == ("DELETED", "a")
 
 
