@@ -20,8 +20,7 @@ from bench.areas.measure import median, percentile, summary
 from bench.areas.scale import memory
 from bench.areas.world import World
 from bench.lab import manifests
-from bench.lab.api_source import ApiSource
-from bench.lab.apiserver import ApiServerProcess
+from bench.lab.api_source import ApiSource, LabServer
 from bench.lab.cluster import Cluster, Node, Shape
 from bench.lab.manifests import Object
 from bench.lab.netns import LabError
@@ -126,7 +125,7 @@ def _additions(cluster: Cluster) -> list[Claim]:
     return claims
 
 
-def _policies(cluster: Cluster, api: ApiServerProcess) -> list[Claim]:
+def _policies(cluster: Cluster, api: LabServer) -> list[Claim]:
     """A policy for pods of all nodes comes, changes and goes; in force when every node's kernel has
     moved its pod to another table."""
     report.say(f"{ROUNDS} policies, from the API to every node's kernel")

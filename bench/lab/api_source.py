@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,30 +12,33 @@ import yaml
 
 from bench.lab.agent import REPOSITORY
 from bench.lab.apiserver import ApiServerProcess, write_kubeconfig
+from bench.lab.kubeapi import KubeApi, binaries
 from bench.lab.manifests import Object, namespace
+from bench.lab.netns import Namespace
 from bench.lab.station import Station
 
 PORT = 6443
+LabServer = ApiServerProcess | KubeApi
 CRDS = REPOSITORY / "deploy" / "chart" / "crds"
 
 
-def serve(
-    folder: Path, address: str, wrap: Callable[[Sequence[str]], list[str]], users: Sequence[str]
-) -> ApiServerProcess:
+def serve(folder: Path, address: str, place: Namespace, users: Sequence[str]) -> LabServer:
     """A server with TLS, a token for each user (`token-<user>`), bristle's resources and the usual
     namespaces. It runs once the context is entered; `install` then."""
     tokens = {f"token-{user}": user for user in users}
-    return ApiServerProcess(folder, address, PORT, wrap=wrap, tls=True, tokens=tokens)
+    if binaries() is not None:
+        return KubeApi(folder, address, PORT, wrap=place.argv, enter=place.run, tokens=tokens)
+    return ApiServerProcess(folder, address, PORT, wrap=place.argv, tls=True, tokens=tokens)
 
 
-def install(server: ApiServerProcess) -> None:
+def install(server: LabServer) -> None:
     """What a fresh cluster with bristle's resources has."""
     for file in sorted(CRDS.glob("*.yaml")):
         server.create(yaml.safe_load(file.read_text()))
     server.load([namespace(name) for name in ("default", "kube-system")])
 
 
-def kubeconfig(path: Path, server: ApiServerProcess, user: str) -> None:
+def kubeconfig(path: Path, server: LabServer, user: str) -> None:
     """A kubeconfig file for one of the users."""
     write_kubeconfig(path, server.url, f"token-{user}", server.ca)
 
@@ -63,7 +66,7 @@ def node(
 class ApiFolder:
     """Stands for a ManifestFolder: what is put into a "file" is in the API server."""
 
-    def __init__(self, server: ApiServerProcess) -> None:
+    def __init__(self, server: LabServer) -> None:
         self.server = server
         self._files: dict[str, set[tuple[str, str, str]]] = {}
         self._namespaces: set[str] = set()
@@ -136,9 +139,9 @@ class ApiSource:
             self._folder.remove(name)
 
     @contextmanager
-    def served(self, place: Station) -> Iterator[ApiServerProcess]:
+    def served(self, place: Station) -> Iterator[LabServer]:
         """The server runs at a place's IPv4 address until the end of the context."""
-        with serve(self._root / "api", place.ipv4, place.namespace.argv, self._nodes) as server:
+        with serve(self._root / "api", place.ipv4, place.namespace, self._nodes) as server:
             install(server)
             self._folder = ApiFolder(server)
             for node in self._nodes:

@@ -10,8 +10,7 @@ from typing import Any
 
 from bench.lab import api_source, manifests
 from bench.lab.agent import Agent
-from bench.lab.api_source import ApiFolder
-from bench.lab.apiserver import ApiServerProcess
+from bench.lab.api_source import ApiFolder, LabServer
 from bench.lab.manifests import ManifestFolder
 from bench.lab.scope import Scope
 from bench.lab.station import (
@@ -89,12 +88,10 @@ class Lab:
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
-    def _serve(self, stack: ExitStack) -> ApiServerProcess:
-        self.api = stack.enter_context(
-            api_source.serve(
-                self.scope.root / "api", "127.0.0.1", self.node_namespace.argv, ["agent"]
-            )
-        )
+    def _serve(self, stack: ExitStack) -> LabServer:
+        place = self.scope.root / "api"
+        self.api = api_source.serve(place, "127.0.0.1", self.node_namespace, ["agent"])
+        stack.enter_context(self.api)
         api_source.install(self.api)
         taints = ["node.bristle.io/agent-not-ready", "example.org/other"]
         self.api.load([api_source.node("node-1", [NODE4, NODE6], self.pod_cidrs, taints)])

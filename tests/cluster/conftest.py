@@ -6,20 +6,20 @@ from pathlib import Path
 
 import pytest
 
-from bench.lab.apiserver import ApiServer
+from bench.lab.kubeapi.choice import Server, open_server
 from tests.cluster.following import Follower, access_to, install_definitions
 
 
 @pytest.fixture
-def server() -> Iterator[ApiServer]:
+def server() -> Iterator[Server]:
     """Everybody may do everything; the project's kinds are installed."""
-    with ApiServer(seed=1) as made:
+    with open_server(seed=1) as made:
         install_definitions(made)
         yield made
 
 
 @pytest.fixture
-def follower(server: ApiServer, tmp_path: Path) -> Iterator[Follower]:
+def follower(server: Server, tmp_path: Path) -> Iterator[Follower]:
     """A source that follows the server and has delivered everything once."""
     with Follower(access_to(server, tmp_path)) as made:
         made.synced()

@@ -42,7 +42,8 @@ from agent.kube.access import Access, Timeouts
 from agent.kube.cluster import ClusterSource
 from agent.kube.credentials import from_kubeconfig
 from agent.kube.reflector import Timing
-from bench.lab.apiserver import ApiServer, write_kubeconfig
+from bench.lab.apiserver import write_kubeconfig
+from bench.lab.kubeapi.choice import Server
 
 NODE = "node-1"
 DEFINITIONS = Path(__file__).parents[2] / "deploy" / "chart" / "crds"
@@ -52,13 +53,13 @@ FAST = Timing(settled=0.05, first_wait=0.01, longest_wait=0.05, patience=0.2, pa
 Object = dict[str, Any]
 
 
-def install_definitions(server: ApiServer) -> None:
+def install_definitions(server: Server) -> None:
     """The project's own kinds, as they are deployed."""
     for path in sorted(DEFINITIONS.glob("*.yaml")):
         server.create(yaml.safe_load(path.read_text()))
 
 
-def access_to(server: ApiServer, folder: Path, token: str = "") -> Access:
+def access_to(server: Server, folder: Path, token: str = "") -> Access:
     """By a kubeconfig file in `folder`."""
     config = folder / "kubeconfig"
     write_kubeconfig(config, server.url, token, server.ca)
@@ -196,7 +197,7 @@ class Follower:
         reports = (SourceSynced, SourceStale, SourceFailed)
         return next((e for e in reversed(self.events) if isinstance(e, reports)), None)
 
-    def settled(self, server: ApiServer) -> list[FactEvent]:
+    def settled(self, server: Server) -> list[FactEvent]:
         """Fact events since the last call, up to a sign that is sent now: an object of each kind
         that comes and goes in the order of that kind's other changes."""
         number = len(self.events)

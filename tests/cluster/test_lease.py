@@ -12,7 +12,7 @@ from agent.kube.access import Access
 from agent.kube.errors import Unavailable
 from agent.kube.lease import Candidate, Election
 from agent.kube.resources import Resources
-from bench.lab.apiserver import ApiServer
+from bench.lab.kubeapi.choice import Server
 from tests.cluster.following import access_to
 
 DURATION = 15
@@ -40,7 +40,7 @@ def leaders(*candidates: Candidate) -> list[str]:
 
 
 @pytest.fixture
-def world(server: ApiServer, tmp_path: Path) -> World:
+def world(server: Server, tmp_path: Path) -> World:
     return World(access_to(server, tmp_path))
 
 
@@ -77,7 +77,7 @@ def test_whoever_has_just_come_waits_for_the_whole_duration(world: World) -> Non
     assert late.step()
 
 
-def test_a_lease_that_is_given_up_is_taken_at_once(world: World, server: ApiServer) -> None:
+def test_a_lease_that_is_given_up_is_taken_at_once(world: World, server: Server) -> None:
     one, two = world.candidate("one"), world.candidate("two", -500.0)
     assert one.step()
     assert not two.step()
@@ -91,7 +91,7 @@ def test_a_lease_that_is_given_up_is_taken_at_once(world: World, server: ApiServ
     assert spec["leaseTransitions"] == 1
 
 
-def test_the_lease_says_what_others_need(world: World, server: ApiServer) -> None:
+def test_the_lease_says_what_others_need(world: World, server: Server) -> None:
     one = world.candidate("one")
     assert one.step()
     first = server.get("Lease", "bristle-collector", "default")["spec"]
@@ -104,7 +104,7 @@ def test_the_lease_says_what_others_need(world: World, server: ApiServer) -> Non
     assert then["leaseTransitions"] == 0
 
 
-def test_who_cannot_ask_ceases_to_lead(world: World, server: ApiServer) -> None:
+def test_who_cannot_ask_ceases_to_lead(world: World, server: Server) -> None:
     one = world.candidate("one")
     assert one.step()
     server.stop()
@@ -119,7 +119,7 @@ def test_who_cannot_ask_ceases_to_lead(world: World, server: ApiServer) -> None:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_there_are_never_two_leaders(world: World, server: ApiServer, seed: int) -> None:
+def test_there_are_never_two_leaders(world: World, server: Server, seed: int) -> None:
     """Candidates step when they like, are away for a while, and lose answers."""
     chance = random.Random(seed)
     candidates = [

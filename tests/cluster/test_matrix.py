@@ -17,8 +17,7 @@ from typing import Any
 
 import pytest
 
-from bench.lab.api_source import ApiSource
-from bench.lab.apiserver import ApiServerProcess
+from bench.lab.api_source import ApiSource, LabServer
 from bench.lab.cases import Case, Oracle, World, differences, load_cases
 from bench.lab.cluster import Cluster, Shape
 from bench.lab.probe import ICMP, UDP, Cell, Prober
@@ -39,7 +38,7 @@ class Stage:
     """Nine pods on three nodes, the nodes themselves, and a host outside."""
 
     cluster: Cluster
-    api: ApiServerProcess
+    api: LabServer
     world: World
     prober: Prober
     stations: tuple[Station, ...]

@@ -45,7 +45,8 @@ def test_a_pod_becomes_known_to_the_cluster(lab: Lab) -> None:
     assert spec["namedPorts"] == [{"name": "http", "port": 80, "protocol": "TCP"}]
     assert spec["node"]["name"] == "node-1"
     (owner,) = endpoint["metadata"]["ownerReferences"]
-    assert (owner["kind"], owner["name"], owner["uid"]) == ("Pod", "web", "uid-web")
+    uid = lab.api.get("Pod", "web", "shop")["metadata"]["uid"]
+    assert (owner["kind"], owner["name"], owner["uid"]) == ("Pod", "web", uid)
     assert identity["security-labels"] == {
         "k8s:app": "web",
         "k8s:io.kubernetes.pod.namespace": "shop",

@@ -9,8 +9,7 @@ from dataclasses import dataclass
 import pytest
 
 from bench.lab import manifests
-from bench.lab.api_source import ApiSource
-from bench.lab.apiserver import ApiServerProcess
+from bench.lab.api_source import ApiSource, LabServer
 from bench.lab.cluster import Cluster, Shape
 from bench.lab.talk import Server, ask_udp, eventually_udp
 
@@ -23,7 +22,7 @@ WEB = {"podSelector": {"matchLabels": {"app": "web"}}}
 @dataclass(slots=True)
 class World:
     cluster: Cluster
-    api: ApiServerProcess
+    api: LabServer
 
 
 @pytest.fixture(params=["tunnel", "native"])
@@ -122,6 +121,14 @@ def test_a_node_that_is_gone_is_forgotten(world: World) -> None:
     )
     names = {one["metadata"]["name"] for one in world.api.objects("BristleNode")}
     assert names == {"node-1", "node-2"}
+    others, gone = ([*cluster.nodes[name].pod_cidrs] for name in ("node-2", "node-3"))
+
+    def routes() -> str:
+        ask = cluster.node("node-1").namespace.command
+        return ask(["ip", "route"]) + ask(["ip", "-6", "route"])
+
+    cluster.wait(lambda: not any(one in routes() for one in gone), "its routes to be taken away")
+    assert all(one in routes() for one in others)
 
 
 def test_a_node_without_pod_cidrs_says_what_it_waits_for() -> None:

@@ -24,7 +24,8 @@ from agent.core.events import (
 )
 from agent.kube.access import Access
 from agent.kube.credentials import in_cluster
-from bench.lab.apiserver import ApiServer, write_service_account
+from bench.lab.apiserver import write_service_account
+from bench.lab.kubeapi.choice import Server, open_server
 from policy.model import PolicyKey
 from tests.cluster.following import (
     DEFINITIONS,
@@ -41,9 +42,7 @@ from tests.cluster.following import (
 )
 
 
-def test_every_kind_is_listed_before_the_source_is_synced(
-    server: ApiServer, tmp_path: Path
-) -> None:
+def test_every_kind_is_listed_before_the_source_is_synced(server: Server, tmp_path: Path) -> None:
     server.load(
         [
             namespace("shop", team="a"),
@@ -84,7 +83,7 @@ def test_every_kind_is_listed_before_the_source_is_synced(
 
 
 def test_changes_are_heard_and_what_is_not_used_is_no_event(
-    server: ApiServer, follower: Follower
+    server: Server, follower: Follower
 ) -> None:
     server.create(namespace("shop"))
     server.create(pod("web"))
@@ -104,7 +103,7 @@ def test_changes_are_heard_and_what_is_not_used_is_no_event(
     )
 
 
-def test_facts_of_every_kind_come_and_go(server: ApiServer, follower: Follower) -> None:
+def test_facts_of_every_kind_come_and_go(server: Server, follower: Follower) -> None:
     server.load([node("node-2"), endpoint("a"), identity(300), policy("np")])
     assert len(follower.settled(server)) == 4
     server.load([node("node-2", cidr="10.244.9.0/24")])
@@ -118,14 +117,14 @@ def test_facts_of_every_kind_come_and_go(server: ApiServer, follower: Follower) 
 
 
 def test_what_cannot_be_used_is_rejected_and_its_last_good_state_stays(
-    server: ApiServer, follower: Follower
+    server: Server, follower: Follower
 ) -> None:
     server.load([policy("np", {"podSelector": {"matchLabels": {"app": "web"}}})])
     follower.settled(server)
-    server.load([policy("np", {"podSelector": {}, "tier": "baseline"})])
+    server.load([policy("np", {"podSelector": {}, "ingress": [{"from": [{}]}]})])
     follower.settled(server)
     [rejected] = [event for event in follower.events if isinstance(event, ResourceRejected)]
-    assert rejected.field == "spec.tier"
+    assert rejected.field == "spec.ingress[0].from[0]"
     assert rejected.resource == ResourceKey("NetworkPolicy", "shop", "np")
     assert str(rejected.origin) == "kubernetes/networkpolicies/shop/np"
     server.load([policy("np", {"podSelector": {"matchLabels": {"app": "web"}}})])
@@ -140,7 +139,7 @@ def test_what_cannot_be_used_is_rejected_and_its_last_good_state_stays(
     ]
 
 
-def test_objects_without_status_and_from_a_newer_api(server: ApiServer, follower: Follower) -> None:
+def test_objects_without_status_and_from_a_newer_api(server: Server, follower: Follower) -> None:
     odd = pod("odd")
     odd["spec"]["fieldOfTomorrow"] = {"deep": [1, None]}
     odd["metadata"]["alsoNew"] = True
@@ -150,7 +149,7 @@ def test_objects_without_status_and_from_a_newer_api(server: ApiServer, follower
 
 
 def test_a_kind_that_is_not_installed_is_named_and_tried_again(tmp_path: Path) -> None:
-    with ApiServer() as server:
+    with open_server() as server:
         for path in sorted(DEFINITIONS.glob("*.yaml")):
             if "endpoint" not in path.name:
                 server.create(yaml.safe_load(path.read_text()))
@@ -162,7 +161,7 @@ def test_a_kind_that_is_not_installed_is_named_and_tried_again(tmp_path: Path) -
             follower.synced()
 
 
-def test_long_lists_come_in_chunks(server: ApiServer, tmp_path: Path) -> None:
+def test_long_lists_come_in_chunks(server: Server, tmp_path: Path) -> None:
     server.load([pod(f"web-{number}") for number in range(8)])
     with Follower(access_to(server, tmp_path)) as follower:
         follower.synced()
@@ -176,7 +175,7 @@ def test_long_lists_come_in_chunks(server: ApiServer, tmp_path: Path) -> None:
 
 
 def test_over_tls_with_a_service_account(tmp_path: Path) -> None:
-    with ApiServer(tls=True, tokens={"one": "agent"}, folder=tmp_path) as server:
+    with open_server(tls=True, tokens={"one": "agent"}, folder=tmp_path) as server:
         install_definitions(server)
         folder = tmp_path / "account"
         write_service_account(folder, "one\n", server.ca)

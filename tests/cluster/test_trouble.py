@@ -17,7 +17,8 @@ from agent.core.events import FactEvent, PodRemoved, PodUpserted, SourceStale, S
 from agent.kube.access import Access
 from agent.kube.credentials import from_kubeconfig, in_cluster
 from agent.kube.kinds import WATCHED
-from bench.lab.apiserver import ApiServer, write_kubeconfig, write_service_account
+from bench.lab.apiserver import write_kubeconfig, write_service_account
+from bench.lab.kubeapi.choice import Server, open_server
 from tests.cluster.following import (
     FAST,
     NODE,
@@ -28,11 +29,11 @@ from tests.cluster.following import (
 )
 
 
-def lists(server: ApiServer) -> int:
+def lists(server: Server) -> int:
     return len(server.requests(verb="list", resource="pods"))
 
 
-def change_pods(server: ApiServer) -> None:
+def change_pods(server: Server) -> None:
     """Of pods a, b and c: a changes, b goes, d comes."""
     server.load([pod("a", "db")])
     server.delete("Pod", "b", "shop", grace=0)
@@ -52,7 +53,7 @@ def assert_changed(events: list[FactEvent]) -> None:
 
 
 @pytest.fixture
-def three(server: ApiServer, follower: Follower) -> Follower:
+def three(server: Server, follower: Follower) -> Follower:
     """Pods a, b and c are known."""
     server.load([pod("a"), pod("b"), pod("c")])
     follower.settled(server)
@@ -61,7 +62,7 @@ def three(server: ApiServer, follower: Follower) -> Follower:
 
 @pytest.mark.parametrize("how", ["event", "http"])
 def test_a_forgotten_version_leads_to_a_list_without_a_flap(
-    server: ApiServer, three: Follower, how: str
+    server: Server, three: Follower, how: str
 ) -> None:
     server.set_expired(how)
     before = lists(server)
@@ -73,7 +74,7 @@ def test_a_forgotten_version_leads_to_a_list_without_a_flap(
     assert lists(server) > before
 
 
-def test_a_watch_that_expires_while_it_runs(server: ApiServer, three: Follower) -> None:
+def test_a_watch_that_expires_while_it_runs(server: Server, three: Follower) -> None:
     before = lists(server)
     assert server.expire_watches("pods") == 1
     three.wait(lambda: lists(server) > before, "a list")
@@ -82,7 +83,7 @@ def test_a_watch_that_expires_while_it_runs(server: ApiServer, three: Follower) 
 
 
 @pytest.mark.parametrize("how", ["break", "reset", "cut"])
-def test_a_broken_watch_goes_on_where_it_was(server: ApiServer, three: Follower, how: str) -> None:
+def test_a_broken_watch_goes_on_where_it_was(server: Server, three: Follower, how: str) -> None:
     before = lists(server)
     for _ in range(3):
         assert server.break_watches(how) > 0
@@ -92,13 +93,13 @@ def test_a_broken_watch_goes_on_where_it_was(server: ApiServer, three: Follower,
     assert lists(server) == before
 
 
-def test_connections_dropped_under_way(server: ApiServer, three: Follower) -> None:
+def test_connections_dropped_under_way(server: Server, three: Follower) -> None:
     server.drop_connections(reset=True)
     change_pods(server)
     assert_changed(three.settled(server))
 
 
-def test_the_server_ends_watches_as_it_likes(server: ApiServer, three: Follower) -> None:
+def test_the_server_ends_watches_as_it_likes(server: Server, three: Follower) -> None:
     before = lists(server)
     server.shorten_watches(0.1)
     server.end_watches()
@@ -107,7 +108,7 @@ def test_the_server_ends_watches_as_it_likes(server: ApiServer, three: Follower)
     assert lists(server) == before
 
 
-def test_a_silent_watch_is_taken_for_dead(server: ApiServer, tmp_path: Path) -> None:
+def test_a_silent_watch_is_taken_for_dead(server: Server, tmp_path: Path) -> None:
     timing = replace(FAST, silence=0.3)
     with Follower(access_to(server, tmp_path), timing) as follower:
         follower.synced()
@@ -119,9 +120,7 @@ def test_a_silent_watch_is_taken_for_dead(server: ApiServer, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("line", [b"garbage\n", b'{"type":"MODIFIED","object":5}\n', b"\xff\n"])
-def test_nonsense_in_a_watch_leads_to_a_list(
-    server: ApiServer, three: Follower, line: bytes
-) -> None:
+def test_nonsense_in_a_watch_leads_to_a_list(server: Server, three: Follower, line: bytes) -> None:
     before = lists(server)
     server.send_raw(base64.b64encode(line).decode(), "pods")
     three.wait(lambda: lists(server) > before, "a list")
@@ -129,14 +128,14 @@ def test_nonsense_in_a_watch_leads_to_a_list(
     assert_changed(three.settled(server))
 
 
-def test_slow_streams_in_small_pieces(server: ApiServer, three: Follower) -> None:
+def test_slow_streams_in_small_pieces(server: Server, three: Follower) -> None:
     server.slow_watches(40_000)
     server.drop_connections()
     change_pods(server)
     assert_changed(three.settled(server))
 
 
-def test_nothing_is_removed_while_the_server_is_away(server: ApiServer, three: Follower) -> None:
+def test_nothing_is_removed_while_the_server_is_away(server: Server, three: Follower) -> None:
     server.stop()
     assert "Connection refused" in three.stale()
     assert isinstance(three.report, SourceStale)
@@ -149,7 +148,7 @@ def test_nothing_is_removed_while_the_server_is_away(server: ApiServer, three: F
 
 
 def test_a_revoked_permission_is_named_and_its_return_noticed(tmp_path: Path) -> None:
-    with ApiServer(tokens={"one": "agent"}) as server:
+    with open_server(tokens={"one": "agent"}) as server:
         install_definitions(server)
         with Follower(access_to(server, tmp_path, "one")) as follower:
             follower.synced()
@@ -166,7 +165,7 @@ def test_a_revoked_permission_is_named_and_its_return_noticed(tmp_path: Path) ->
 
 
 def test_a_permission_that_was_never_given(tmp_path: Path) -> None:
-    with ApiServer(tokens={"one": "agent"}) as server:
+    with open_server(tokens={"one": "agent"}) as server:
         install_definitions(server)
         server.deny("agent", "list", "networkpolicies")
         with Follower(access_to(server, tmp_path, "one")) as follower:
@@ -176,12 +175,14 @@ def test_a_permission_that_was_never_given(tmp_path: Path) -> None:
             follower.synced()
 
 
-def rotate_kubeconfig(server: ApiServer, folder: Path) -> tuple[Access, Callable[[str], None]]:
+def rotate_kubeconfig(server: Server, folder: Path) -> tuple[Access, Callable[[str], None]]:
     access = access_to(server, folder, "one")
-    return access, lambda token: write_kubeconfig(folder / "kubeconfig", server.url, token)
+    return access, lambda token: write_kubeconfig(
+        folder / "kubeconfig", server.url, token, server.ca
+    )
 
 
-def rotate_account(server: ApiServer, folder: Path) -> tuple[Access, Callable[[str], None]]:
+def rotate_account(server: Server, folder: Path) -> tuple[Access, Callable[[str], None]]:
     account = folder / "account"
     write_service_account(account, "one", server.ca)
     environ = {"KUBERNETES_SERVICE_HOST": server.host, "KUBERNETES_SERVICE_PORT": str(server.port)}
@@ -191,10 +192,10 @@ def rotate_account(server: ApiServer, folder: Path) -> tuple[Access, Callable[[s
 
 @pytest.mark.parametrize("way", [rotate_kubeconfig, rotate_account])
 def test_a_token_is_exchanged(
-    way: Callable[[ApiServer, Path], tuple[Access, Callable[[str], None]]], tmp_path: Path
+    way: Callable[[Server, Path], tuple[Access, Callable[[str], None]]], tmp_path: Path
 ) -> None:
     tls = way is rotate_account
-    with ApiServer(tokens={"one": "agent"}, tls=tls, folder=tmp_path) as server:
+    with open_server(tokens={"one": "agent"}, tls=tls, folder=tmp_path) as server:
         install_definitions(server)
         access, rotate = way(server, tmp_path)
         with Follower(access) as follower:
@@ -227,10 +228,10 @@ def test_a_plugin_is_asked_again_when_its_token_is_refused(tmp_path: Path) -> No
         (tmp_path / "answer").write_text(json.dumps(credential))
 
     answer("one")
-    with ApiServer(tokens={"one": "agent"}) as server:
+    with open_server(tokens={"one": "agent"}) as server:
         install_definitions(server)
         config = tmp_path / "kubeconfig"
-        write_kubeconfig(config, server.url)
+        write_kubeconfig(config, server.url, ca=server.ca)
         document = yaml.safe_load(config.read_text())
         command = {"command": "cat", "args": [str(tmp_path / "answer")]}
         document["users"][0]["user"] = {"exec": {"apiVersion": kind["apiVersion"], **command}}
@@ -246,7 +247,7 @@ def test_a_plugin_is_asked_again_when_its_token_is_refused(tmp_path: Path) -> No
             assert_changed(follower.settled(server))
 
 
-def test_bookmarks_keep_the_version_fresh(server: ApiServer, three: Follower) -> None:
+def test_bookmarks_keep_the_version_fresh(server: Server, three: Follower) -> None:
     """Of many changes none is about a pod of this node. Without bookmarks the version of its watch
     would be older than what the server remembers."""
     before = lists(server)
@@ -269,7 +270,7 @@ def test_bookmarks_keep_the_version_fresh(server: ApiServer, three: Follower) ->
     assert lists(server) == before
 
 
-def test_a_list_overtaken_by_compaction_begins_again(server: ApiServer, tmp_path: Path) -> None:
+def test_a_list_overtaken_by_compaction_begins_again(server: Server, tmp_path: Path) -> None:
     server.load([pod(f"web-{number}") for number in range(8)])
     server.delay(1.0, count=1, verb="list", resource="pods", path="continue=")
     with Follower(access_to(server, tmp_path)) as follower:
@@ -289,7 +290,7 @@ def _pods(follower: Follower) -> set[tuple[str, str]]:
     return {(key.namespace, key.name) for key in follower.facts if key.kind == "Pod"}
 
 
-def test_a_busy_server_is_left_alone_as_long_as_it_asks(server: ApiServer, tmp_path: Path) -> None:
+def test_a_busy_server_is_left_alone_as_long_as_it_asks(server: Server, tmp_path: Path) -> None:
     waits: list[float] = []
     ended = threading.Event()
 
@@ -307,14 +308,14 @@ def test_a_busy_server_is_left_alone_as_long_as_it_asks(server: ApiServer, tmp_p
 
 
 @pytest.mark.parametrize("code", [500, 502, 503, 504])
-def test_errors_of_the_server_are_got_over(server: ApiServer, three: Follower, code: int) -> None:
+def test_errors_of_the_server_are_got_over(server: Server, three: Follower, code: int) -> None:
     server.fail_next(count=3, code=code, agent=NODE, resource="pods")
     server.end_watches("pods")
     change_pods(server)
     assert_changed(three.settled(server))
 
 
-def test_answers_lost_on_the_way(server: ApiServer, tmp_path: Path) -> None:
+def test_answers_lost_on_the_way(server: Server, tmp_path: Path) -> None:
     server.load([pod("a"), pod("b"), pod("c"), pod("d")])
     server.drop_next(count=2, resource="pods")
     server.drop_next(count=2, resource="nodes", after=True)
@@ -323,7 +324,7 @@ def test_answers_lost_on_the_way(server: ApiServer, tmp_path: Path) -> None:
         assert len(_pods(follower)) == 4
 
 
-def test_the_end_does_not_wait_for_the_server(server: ApiServer, tmp_path: Path) -> None:
+def test_the_end_does_not_wait_for_the_server(server: Server, tmp_path: Path) -> None:
     """Neither with watches that are silent, nor with one that has not begun."""
     with Follower(access_to(server, tmp_path)) as follower:
         follower.synced()

@@ -43,12 +43,13 @@ from agent.kube.objects import (
     OwnerReference,
 )
 from agent.kube.resources import Resources
-from bench.lab.apiserver import ApiServer, write_kubeconfig
+from bench.lab.apiserver import write_kubeconfig
+from bench.lab.kubeapi.choice import Server
 from tests.cluster.following import access_to, namespace, node, pod, policy
 
 
 @pytest.fixture
-def access(server: ApiServer, tmp_path: Path) -> Access:
+def access(server: Server, tmp_path: Path) -> Access:
     server.load([namespace("shop")])
     return access_to(server, tmp_path)
 
@@ -78,7 +79,7 @@ CONDITION = Condition(
 # ---- resources ---------------------------------------------------------------------------------
 
 
-def test_an_endpoint_and_its_status(server: ApiServer, resources: Resources) -> None:
+def test_an_endpoint_and_its_status(server: Server, resources: Resources) -> None:
     uid = server.create(pod("web"))["metadata"]["uid"]
     owner = OwnerReference(apiVersion="v1", kind="Pod", name="web", uid=uid, controller=True)
     meta = msgspec.structs.replace(ENDPOINT.metadata, ownerReferences=(owner,))
@@ -169,7 +170,7 @@ def test_unknown_fields_and_bad_values_are_refused_and_not_dropped(resources: Re
         resources.endpoints.patch("web", {"spec": {"identity": 1 << 20}}, "shop")
 
 
-def test_long_lists_are_read_to_their_end(server: ApiServer, resources: Resources) -> None:
+def test_long_lists_are_read_to_their_end(server: Server, resources: Resources) -> None:
     server.load(
         [
             {
@@ -228,7 +229,7 @@ def taints(access: Access) -> list[dict[str, Any]]:
     return get_node(access, "node-1").spec.taints or []
 
 
-def test_our_taint_is_taken_off_and_nothing_else(server: ApiServer, access: Access) -> None:
+def test_our_taint_is_taken_off_and_nothing_else(server: Server, access: Access) -> None:
     other_effect = {**OURS, "effect": "NoExecute", "timeAdded": "2026-01-01T00:00:00Z"}
     server.load([tainted(OURS, OTHER, other_effect)])
     assert remove_taint(access, "node-1")
@@ -239,9 +240,9 @@ def test_our_taint_is_taken_off_and_nothing_else(server: ApiServer, access: Acce
     assert taints(access) == []
 
 
-def test_a_taint_that_comes_in_between_is_not_lost(server: ApiServer, tmp_path: Path) -> None:
+def test_a_taint_that_comes_in_between_is_not_lost(server: Server, tmp_path: Path) -> None:
     config = tmp_path / "kubeconfig"
-    write_kubeconfig(config, server.url)
+    write_kubeconfig(config, server.url, ca=server.ca)
     access = Interposed(from_kubeconfig(config), "bristle/0.1")
     server.load([tainted(OURS)])
     access.before = lambda: server.load([tainted(OTHER, OURS)])
@@ -249,7 +250,7 @@ def test_a_taint_that_comes_in_between_is_not_lost(server: ApiServer, tmp_path: 
     assert taints(access) == [OTHER]
 
 
-def test_the_network_is_available(server: ApiServer, access: Access) -> None:
+def test_the_network_is_available(server: Server, access: Access) -> None:
     made = node("node-1")
     ready = {"type": "Ready", "status": "True", "reason": "KubeletReady"}
     down = {"type": "NetworkUnavailable", "status": "True", "reason": "NoRouteCreated"}
@@ -282,9 +283,7 @@ class Clock:
         return self.now
 
 
-def test_the_same_again_is_counted_on_the_first_event(
-    server: ApiServer, resources: Resources
-) -> None:
+def test_the_same_again_is_counted_on_the_first_event(server: Server, resources: Resources) -> None:
     server.load([policy("np")])
     clock = Clock()
     notices = Notices(resources.events, "node-1", lambda: 1_700_000_000 + clock.now, clock)
@@ -322,7 +321,7 @@ def test_the_same_again_is_counted_on_the_first_event(
 
 
 def test_events_on_what_is_in_no_namespace_and_notes_of_any_length(
-    server: ApiServer, resources: Resources
+    server: Server, resources: Resources
 ) -> None:
     clock = Clock()
     notices = Notices(resources.events, "node-1", lambda: 1.5, clock)
@@ -336,23 +335,23 @@ def test_events_on_what_is_in_no_namespace_and_notes_of_any_length(
 # ---- errors ------------------------------------------------------------------------------------
 
 
-def test_what_is_not_allowed_is_named(server: ApiServer, resources: Resources) -> None:
+def test_what_is_not_allowed_is_named(server: Server, resources: Resources) -> None:
     server.set_tokens({"one": "agent"})
     with pytest.raises(Forbidden) as caught:
         resources.endpoints.patch_status("web", EndpointStatus(), "shop")
     assert (caught.value.verb, caught.value.resource) == ("patch", "bristleendpoints/status")
 
 
-def test_who_is_not_known_is_told_so(server: ApiServer, tmp_path: Path) -> None:
+def test_who_is_not_known_is_told_so(server: Server, tmp_path: Path) -> None:
     server.set_tokens({"one": "agent"})
     access = access_to(server, tmp_path, "wrong")
     with pytest.raises(Unauthorized):
         access.request("GET", "/api/v1/nodes")
-    write_kubeconfig(tmp_path / "kubeconfig", server.url, "one")
+    write_kubeconfig(tmp_path / "kubeconfig", server.url, "one", server.ca)
     access.request("GET", "/api/v1/nodes")
 
 
-def test_no_server_at_all(server: ApiServer, resources: Resources) -> None:
+def test_no_server_at_all(server: Server, resources: Resources) -> None:
     server.stop()
     with pytest.raises(Unavailable) as caught:
         resources.nodes.get("node-1")

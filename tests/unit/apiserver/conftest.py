@@ -5,21 +5,31 @@ from collections.abc import Iterator
 
 import pytest
 
-from bench.lab.apiserver import ApiServer
-from tests.unit.apiserver.web import CRDS, Web, definition
+from bench.lab.kubeapi import binaries
+from bench.lab.kubeapi.choice import Server, open_server
+from tests.unit.apiserver.differences import DIFFERENCES
+from tests.unit.apiserver.web import CRDS, Web, context_of, definition
+
+
+@pytest.fixture(autouse=True)
+def only_where_it_says_something(request: pytest.FixtureRequest) -> None:
+    """Skips what is not about Kubernetes' libraries where they are what is tested."""
+    reason = DIFFERENCES.get(request.function.__name__)
+    if reason and binaries() is not None:
+        pytest.skip(reason)
 
 
 @pytest.fixture
-def server() -> Iterator[ApiServer]:
+def server() -> Iterator[Server]:
     """An open server without TLS and tokens."""
-    with ApiServer(seed=1) as made:
+    with open_server(seed=1) as made:
         yield made
 
 
 @pytest.fixture
-def web(server: ApiServer) -> Web:
+def web(server: Server) -> Web:
     """A client of that server."""
-    return Web(server.url)
+    return Web(server.url, context=context_of(server))
 
 
 @pytest.fixture

@@ -6,19 +6,32 @@ from collections.abc import Iterator
 
 import pytest
 
-from bench.lab.apiserver import ApiServer
-from tests.unit.apiserver.web import CRDS, NODES, PODS, THINGS, Web, definition, node, pod, thing
+from bench.lab.kubeapi.choice import Server, open_server
+from tests.unit.apiserver.web import (
+    CRDS,
+    NODES,
+    PODS,
+    THINGS,
+    Web,
+    context_of,
+    definition,
+    node,
+    pod,
+    thing,
+)
+
+TOKENS = ("secret", "fresh")
 
 
 @pytest.fixture
-def closed() -> Iterator[ApiServer]:
+def closed() -> Iterator[Server]:
     """A server that knows one token."""
-    with ApiServer(tokens={"secret": "agent"}) as made:
+    with open_server(tokens={"secret": "agent"}) as made:
         yield made
 
 
-def test_without_a_token_one_is_anonymous(closed: ApiServer) -> None:
-    web = Web(closed.url)
+def test_without_a_token_one_is_anonymous(closed: Server) -> None:
+    web = Web(closed.url, context=context_of(closed))
     refused = web.get("/api/v1/pods")
     assert (refused.code, refused.reason) == (403, "Forbidden")
     assert refused.message == (
@@ -31,8 +44,8 @@ def test_without_a_token_one_is_anonymous(closed: ApiServer) -> None:
     )
 
 
-def test_tokens_are_rotated(closed: ApiServer) -> None:
-    old, new = Web(closed.url, "secret"), Web(closed.url, "fresh")
+def test_tokens_are_rotated(closed: Server) -> None:
+    old, new = (Web(closed.url, token, context=context_of(closed)) for token in TOKENS)
     assert old.get(PODS).code == 200
     assert (new.get(PODS).code, new.get(PODS).reason) == (401, "Unauthorized")
     with old.watch(PODS) as watch:
@@ -42,15 +55,15 @@ def test_tokens_are_rotated(closed: ApiServer) -> None:
         assert watch.named() == ("ADDED", "a")  # what has begun goes on
 
 
-def test_another_scheme_is_no_token(closed: ApiServer) -> None:
-    web = Web(closed.url)
+def test_another_scheme_is_no_token(closed: Server) -> None:
+    web = Web(closed.url, context=context_of(closed))
     for value in ("Basic eDp5", "Bearer", "secret"):
         answer = web.ask("GET", PODS, headers={"Authorization": value})
         assert answer.code == 403 and "system:anonymous" in answer.message
 
 
-def test_verbs_are_revoked(closed: ApiServer) -> None:
-    web = Web(closed.url, "secret")
+def test_verbs_are_revoked(closed: Server) -> None:
+    web = Web(closed.url, "secret", context=context_of(closed))
     closed.deny("agent", "list", "pods")
     closed.deny("agent", "patch", "nodes/status")
     closed.deny("agent", namespace="kube-system")
@@ -72,8 +85,8 @@ def test_verbs_are_revoked(closed: ApiServer) -> None:
     assert web.get(PODS).code == 200
 
 
-def test_rules_of_a_role(closed: ApiServer) -> None:
-    web = Web(closed.url, "secret")
+def test_rules_of_a_role(closed: Server) -> None:
+    web = Web(closed.url, "secret", context=context_of(closed))
     closed.create(definition())
     closed.create(node())
     closed.set_rules(
@@ -110,7 +123,7 @@ def test_rules_of_a_role(closed: ApiServer) -> None:
 
 
 def test_tls() -> None:
-    with ApiServer(tls=True, tokens={"secret": "agent"}) as server:
+    with open_server(tls=True, tokens={"secret": "agent"}) as server:
         assert server.url.startswith("https://") and server.ca is not None
         context = ssl.create_default_context(cafile=str(server.ca))
         web = Web(server.url, "secret", context=context)

@@ -19,7 +19,7 @@ from tests.unit.apiserver.web import definition, event, node, pod, thing
 def api(server: ApiServer, tmp_path: Path) -> Iterator[Any]:
     """A client that a kubeconfig file configured."""
     file = tmp_path / "kubeconfig"
-    write_kubeconfig(file, server.url)
+    write_kubeconfig(file, server.url, ca=server.ca)
     with config.new_client_from_config(str(file)) as made:
         yield made
 

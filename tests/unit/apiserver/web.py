@@ -7,10 +7,13 @@ import http.client
 import json
 import socket
 import ssl
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlencode, urlsplit
+
+from bench.lab.kubeapi.choice import Server
 
 Object = dict[str, Any]
 JSON = "application/json"
@@ -126,8 +129,21 @@ class Web:
         return self.ask("GET", path, **query)
 
     def post(self, path: str, body: Any, **query: Any) -> Answer:
-        """POST."""
-        return self.ask("POST", path, body, **query)
+        """POST. Where definitions take their time, waits until what they define is served."""
+        answer = self.ask("POST", path, body, **query)
+        if path == CRDS and answer.code == 201 and self.context is not None:
+            self._served(body)
+        return answer
+
+    def _served(self, item: Object) -> None:
+        spec, deadline = item["spec"], time.monotonic() + 10
+        paths = [
+            f"/apis/{spec['group']}/{version['name']}/{spec['names']['plural']}"
+            for version in spec["versions"]
+            if version["served"]
+        ]
+        while any(self.get(path).code == 404 for path in paths) and time.monotonic() < deadline:
+            time.sleep(0.05)
 
     def put(self, path: str, body: Any, **query: Any) -> Answer:
         """PUT."""
@@ -148,6 +164,11 @@ class Web:
     def watch(self, path: str, **query: Any) -> Watching:
         """Begins a watch."""
         return Watching(self, path, {"watch": "1", **query})
+
+
+def context_of(server: Server) -> ssl.SSLContext | None:
+    """What a client needs to trust the server."""
+    return ssl.create_default_context(cafile=str(server.ca)) if server.ca else None
 
 
 class Watching:
