@@ -13,7 +13,7 @@ CLEANUP := /usr/bin/python3 tools/cleanup.py
 section = @printf '\n== %s %s\n' "$(1)" "$$(printf '=%.0s' {1..70} | cut -c$$(printf '%s' '$(1)' | wc -c)-)"
 
 .PHONY: help setup doctor lint format layouts relay test test-unit test-kernel test-cluster kernel demo bench bench-latency \
-	soak image containerd-check vagrant-check clean
+	soak image containerd-check vagrant-check kube-check clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z%-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -86,6 +86,9 @@ containerd-check: setup ## the agent as the network of real containerds, by thei
 
 vagrant-check: setup ## the steps of vagrant/ that need no hypervisor, in a Debian tree (root)
 	@vagrant/check.sh
+
+kube-check: kernel ## the agent against Kubernetes' own API libraries and etcd, from a Debian tree (root)
+	@tools/kube_check.sh
 
 clean: ## remove what set-up and tools made; what killed tests left, too
 	@$(CLEANUP)
