@@ -1,192 +1,30 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Facts about the cluster, and the events by which sources deliver them.
+"""The events by which sources deliver facts (`agent.core.facts`, whose names are here, too).
 
-A fact is the part of a Kubernetes object that the agent uses, so two facts are equal when nothing
-that matters to the agent differs. Facts and events are frozen: they pass between threads.
+Events are frozen, as facts are: they pass between threads.
 
 A source emits, in this order: facts as it finds them, `SourceSynced` once its first full pass is
 complete, and from then on only what changes. Until every source is synced, nothing may be
 deleted from the kernel. A rejected object never changes the facts in force.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Final, NamedTuple
+from dataclasses import dataclass
 
-from identity.ipcache import NamedPort
-from identity.labels import LabelSet
+from agent.core.facts import MIRROR_ANNOTATION as MIRROR_ANNOTATION
+from agent.core.facts import REDIRECT_ANNOTATION as REDIRECT_ANNOTATION
+from agent.core.facts import EndpointSlice as EndpointSlice
+from agent.core.facts import Fact as Fact
+from agent.core.facts import Namespace as Namespace
+from agent.core.facts import Node as Node
+from agent.core.facts import Pod as Pod
+from agent.core.facts import PublishedEndpoint as PublishedEndpoint
+from agent.core.facts import PublishedIdentity as PublishedIdentity
+from agent.core.facts import PublishedNode as PublishedNode
+from agent.core.facts import ResourceKey as ResourceKey
+from agent.core.facts import Service as Service
+from agent.core.facts import ServicePort as ServicePort
+from agent.core.facts import fact_key as fact_key
 from policy.model import NetworkPolicy, PolicyKey
-
-REDIRECT_ANNOTATION: Final = "bristle.io/socket-redirect"
-MIRROR_ANNOTATION: Final = "kubernetes.io/config.mirror"
-"""Of an object that stands for a static pod: the uid that the kubelet gave that pod, which is the
-one that runtimes know; the object's own is another."""
-
-
-class ResourceKey(NamedTuple):
-    """Which object of the API is meant; `namespace` is empty for cluster-scoped kinds."""
-
-    kind: str
-    namespace: str
-    name: str
-
-    def __str__(self) -> str:
-        name = f"{self.namespace}/{self.name}" if self.namespace else self.name
-        return f"{self.kind} {name}"
-
-
-# ---- facts -----------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Pod:
-    """A pod (core/v1).
-
-    labels: as in the manifest, without any prefix; never modified after construction.
-    ips: `status.podIPs` in canonical text, at most one of each family; empty once the pod has
-        finished (phase Succeeded or Failed), because its addresses may then be given to others.
-        A host-network pod has its node's addresses.
-    ports: named container ports, in the order of the containers, native sidecars last.
-    phase: `status.phase`, empty when the manifest has none.
-    deleted: deletion has begun (`metadata.deletionTimestamp`); the pod still runs.
-    redirect: the annotation `bristle.io/socket-redirect` as it is, empty when there is none.
-    static_uid: of a static pod, what its runtime takes for its uid; empty for other pods.
-    """
-
-    namespace: str
-    name: str
-    uid: str = ""
-    labels: Mapping[str, str] = field(default_factory=dict, hash=False)
-    service_account: str = "default"
-    node_name: str = ""
-    host_network: bool = False
-    ips: tuple[str, ...] = ()
-    ports: tuple[NamedPort, ...] = ()
-    phase: str = ""
-    deleted: bool = False
-    redirect: str = ""
-    static_uid: str = ""
-
-    @property
-    def key(self) -> ResourceKey:
-        return ResourceKey("Pod", self.namespace, self.name)
-
-    def may_be(self, uid: str) -> bool:
-        """Whether a runtime that speaks of a pod of this name and this uid, empty where it does not
-        say, means this one, and not one that had the name before or has it since."""
-        return not (uid and self.uid) or uid in (self.uid, self.static_uid)
-
-
-@dataclass(frozen=True, slots=True)
-class Namespace:
-    """A namespace (core/v1).
-
-    labels: always with `kubernetes.io/metadata.name`, which the API server sets on every
-        namespace and policies select by.
-    redirect: as a pod's, for those of its pods that have none.
-    """
-
-    name: str
-    labels: Mapping[str, str] = field(default_factory=dict, hash=False)
-    redirect: str = ""
-
-    @property
-    def key(self) -> ResourceKey:
-        return ResourceKey("Namespace", "", self.name)
-
-
-@dataclass(frozen=True, slots=True)
-class Node:
-    """A node of the cluster (core/v1).
-
-    addresses: `status.addresses` of types InternalIP and ExternalIP in canonical text, internal
-        ones first, in their order; empty while the kubelet has not told them.
-    pod_cidrs: `spec.podCIDRs` in canonical text, at most one of each family.
-    external: those of the addresses that are of type ExternalIP alone. A cloud may translate them
-        on their way, so no device of the node need have them.
-    """
-
-    name: str
-    uid: str = ""
-    addresses: tuple[str, ...] = ()
-    pod_cidrs: tuple[str, ...] = ()
-    external: frozenset[str] = frozenset()
-
-    @property
-    def key(self) -> ResourceKey:
-        return ResourceKey("Node", "", self.name)
-
-
-@dataclass(frozen=True, slots=True)
-class PublishedEndpoint:
-    """What the node of a pod says of it to the other nodes (BristleEndpoint).
-
-    identity: number of a `PublishedIdentity`, or a reserved one.
-    ips: the pod's addresses in canonical text, at most one of each family.
-    node_name: the node that published it; that of this node are its own work.
-    pod_uid: of the pod that it is about; another pod of the same name has another.
-    """
-
-    namespace: str
-    name: str
-    identity: int
-    endpoint: int = 0
-    ips: tuple[str, ...] = ()
-    ports: tuple[NamedPort, ...] = ()
-    node_name: str = ""
-    pod_uid: str = ""
-
-    @property
-    def key(self) -> ResourceKey:
-        return ResourceKey("BristleEndpoint", self.namespace, self.name)
-
-
-@dataclass(frozen=True, slots=True)
-class PublishedIdentity:
-    """A number of the cluster and the label set that it stands for (BristleIdentity).
-
-    unused_since: when it was marked for deletion, because no endpoint had it (RFC 3339); empty: it
-        is in use.
-    """
-
-    number: int
-    labels: LabelSet
-    unused_since: str = ""
-
-    @property
-    def key(self) -> ResourceKey:
-        return ResourceKey("BristleIdentity", "", str(self.number))
-
-
-@dataclass(frozen=True, slots=True)
-class PublishedNode:
-    """How a node's agent says that packets for its pods travel (BristleNode).
-
-    routing_mode: native or tunnel; empty: it does not say, as older agents do not, nor do those
-        that know of no other node.
-    tunnel_port: UDP port of its tunnel; 0: it does not say, or has none.
-    """
-
-    name: str
-    routing_mode: str = ""
-    tunnel_port: int = 0
-
-    @property
-    def key(self) -> ResourceKey:
-        return ResourceKey("BristleNode", "", self.name)
-
-
-Fact = (
-    Pod | Namespace | NetworkPolicy | Node | PublishedEndpoint | PublishedIdentity | PublishedNode
-)
-
-
-def fact_key(fact: Fact) -> ResourceKey:
-    """The key of any fact. Policy kinds are named by the policy itself."""
-    if isinstance(fact, NetworkPolicy):
-        return ResourceKey(fact.kind, fact.namespace, fact.name)
-    return fact.key
-
 
 # ---- events: facts ---------------------------------------------------------------------------
 
@@ -248,6 +86,34 @@ class NodeRemoved:
 
 
 @dataclass(frozen=True, slots=True)
+class ServiceUpserted:
+    """The service is new, or its addresses or ports have changed."""
+
+    source: str
+    service: Service
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceRemoved:
+    source: str
+    key: ResourceKey
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointSliceUpserted:
+    """The slice is new, or its service, addresses or ports have changed."""
+
+    source: str
+    slice: EndpointSlice
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointSliceRemoved:
+    source: str
+    key: ResourceKey
+
+
+@dataclass(frozen=True, slots=True)
 class EndpointPublished:
     """A node says something new of one of its pods. Its own are told to it as well."""
 
@@ -298,6 +164,10 @@ FactEvent = (
     | PolicyRemoved
     | NodeUpserted
     | NodeRemoved
+    | ServiceUpserted
+    | ServiceRemoved
+    | EndpointSliceUpserted
+    | EndpointSliceRemoved
     | EndpointPublished
     | EndpointWithdrawn
     | IdentityPublished
@@ -316,6 +186,10 @@ def upserted(source: str, fact: Fact) -> FactEvent:
             return NamespaceUpserted(source, fact)
         case Node():
             return NodeUpserted(source, fact)
+        case Service():
+            return ServiceUpserted(source, fact)
+        case EndpointSlice():
+            return EndpointSliceUpserted(source, fact)
         case PublishedEndpoint():
             return EndpointPublished(source, fact)
         case PublishedIdentity():
@@ -335,6 +209,10 @@ def removed(source: str, key: ResourceKey) -> FactEvent:
             return NamespaceRemoved(source, key)
         case "Node":
             return NodeRemoved(source, key)
+        case "Service":
+            return ServiceRemoved(source, key)
+        case "EndpointSlice":
+            return EndpointSliceRemoved(source, key)
         case "BristleEndpoint":
             return EndpointWithdrawn(source, key)
         case "BristleIdentity":

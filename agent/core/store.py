@@ -13,6 +13,9 @@ from dataclasses import dataclass, field
 from agent.core.endpoint import Endpoint
 from agent.core.events import (
     EndpointPublished,
+    EndpointSlice,
+    EndpointSliceRemoved,
+    EndpointSliceUpserted,
     EndpointWithdrawn,
     Event,
     IdentityPublished,
@@ -38,6 +41,9 @@ from agent.core.events import (
     ResourceIgnored,
     ResourceKey,
     ResourceRejected,
+    Service,
+    ServiceRemoved,
+    ServiceUpserted,
     SourceFailed,
     SourceStale,
     SourceSynced,
@@ -47,15 +53,22 @@ from policy.model import NetworkPolicy
 PodKey = tuple[str, str]
 """Namespace and name."""
 
+ServiceKey = tuple[str, str]
+"""Namespace and name."""
+
 
 @dataclass(slots=True)
 class Changes:
-    """Keys of what may differ from before; a key that is in no table any more was removed."""
+    """Keys of what may differ from before; a key that is in no table any more was removed.
+
+    services: those that differ themselves, or of which a slice does.
+    """
 
     pods: set[PodKey] = field(default_factory=set)
     namespaces: set[str] = field(default_factory=set)
     policies: set[ResourceKey] = field(default_factory=set)
     nodes: set[str] = field(default_factory=set)
+    services: set[ServiceKey] = field(default_factory=set)
     identities: set[int] = field(default_factory=set)
     endpoints: set[int] = field(default_factory=set)
     node_addresses: bool = False
@@ -67,6 +80,7 @@ class Changes:
             or self.namespaces
             or self.policies
             or self.nodes
+            or self.services
             or self.identities
             or self.endpoints
             or self.node_addresses
@@ -91,6 +105,8 @@ class Store:
         self.namespaces: dict[str, Namespace] = {}
         self.policies: dict[ResourceKey, NetworkPolicy] = {}
         self.nodes: dict[str, Node] = {}
+        self.services: dict[ServiceKey, Service] = {}
+        self.slices: dict[tuple[str, str], EndpointSlice] = {}
         self.published: dict[PodKey, PublishedEndpoint] = {}
         self.identities: dict[int, PublishedIdentity] = {}
         self.published_nodes: dict[str, PublishedNode] = {}
@@ -101,6 +117,7 @@ class Store:
         self.uplink_addresses: dict[tuple[int, int], str] = {}
         self.rejections: dict[tuple[str, Origin], ResourceRejected] = {}
         self.sources: dict[str, SourceState] = {name: SourceState() for name in sources}
+        self._slices_of: dict[ServiceKey, set[str]] = {}
         self._pods_of: dict[str, set[PodKey]] = {}
         self._endpoints_of: dict[PodKey, set[int]] = {}
         self._changes = Changes()
@@ -133,6 +150,17 @@ class Store:
             case NodeRemoved(key=key):
                 self.nodes.pop(key.name, None)
                 self._changes.nodes.add(key.name)
+            case ServiceUpserted(service=service):
+                self.services[service.namespace, service.name] = service
+                self._changes.services.add((service.namespace, service.name))
+            case ServiceRemoved(key=key):
+                self.services.pop((key.namespace, key.name), None)
+                self._changes.services.add((key.namespace, key.name))
+            case EndpointSliceUpserted(slice=part):
+                self._drop_slice((part.namespace, part.name))
+                self._put_slice(part)
+            case EndpointSliceRemoved(key=key):
+                self._drop_slice((key.namespace, key.name))
             case EndpointPublished(endpoint=endpoint):
                 self.published[endpoint.namespace, endpoint.name] = endpoint
                 self._changes.pods.add((endpoint.namespace, endpoint.name))
@@ -235,6 +263,11 @@ class Store:
         """Pods of a namespace that are known."""
         return tuple(self._pods_of.get(namespace, ()))
 
+    def slices_of(self, service: ServiceKey) -> tuple[EndpointSlice, ...]:
+        """Slices of a service, whether it is known or not, by name."""
+        names = sorted(self._slices_of.get(service, ()))
+        return tuple(self.slices[service[0], name] for name in names)
+
     def endpoints_of(self, pod: PodKey) -> tuple[Endpoint, ...]:
         """Endpoints of a pod on this node, by id."""
         return tuple(self.endpoints[one] for one in sorted(self._endpoints_of.get(pod, ())))
@@ -263,3 +296,21 @@ class Store:
         if not owned:
             del self._pods_of[key[0]]
         self._changes.pods.add(key)
+
+    def _put_slice(self, part: EndpointSlice) -> None:
+        self.slices[part.namespace, part.name] = part
+        if part.service:
+            service = (part.namespace, part.service)
+            self._slices_of.setdefault(service, set()).add(part.name)
+            self._changes.services.add(service)
+
+    def _drop_slice(self, key: tuple[str, str]) -> None:
+        part = self.slices.pop(key, None)
+        if part is None or not part.service:
+            return
+        service = (part.namespace, part.service)
+        owned = self._slices_of[service]
+        owned.discard(part.name)
+        if not owned:
+            del self._slices_of[service]
+        self._changes.services.add(service)

@@ -16,6 +16,8 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from agent.core.events import (
+    EndpointSliceRemoved,
+    EndpointSliceUpserted,
     Event,
     Fact,
     NamespaceRemoved,
@@ -31,6 +33,8 @@ from agent.core.events import (
     ResourceIgnored,
     ResourceKey,
     ResourceRejected,
+    ServiceRemoved,
+    ServiceUpserted,
     fact_key,
     removed,
     upserted,
@@ -294,8 +298,12 @@ _ORDER = {
             NodeUpserted,
             NamespaceUpserted,
             PolicyUpserted,
+            ServiceUpserted,
+            EndpointSliceUpserted,
             PodUpserted,
             PodRemoved,
+            EndpointSliceRemoved,
+            ServiceRemoved,
             PolicyRemoved,
             NamespaceRemoved,
             NodeRemoved,

@@ -13,6 +13,8 @@ import yaml
 
 from agent.core.events import (
     EndpointPublished,
+    EndpointSliceRemoved,
+    EndpointSliceUpserted,
     EndpointWithdrawn,
     Event,
     Fact,
@@ -33,6 +35,8 @@ from agent.core.events import (
     RejectionCleared,
     ResourceKey,
     ResourceRejected,
+    ServiceRemoved,
+    ServiceUpserted,
     SourceFailed,
     SourceStale,
     SourceSynced,
@@ -244,6 +248,10 @@ def _parts(event: FactEvent) -> tuple[Fact | None, ResourceKey | None]:
             return fact, None
         case NodeUpserted(node=fact):
             return fact, None
+        case ServiceUpserted(service=fact):
+            return fact, None
+        case EndpointSliceUpserted(slice=fact):
+            return fact, None
         case NodePublished(node=fact):
             return fact, None
         case PolicyUpserted(policy=fact):
@@ -260,6 +268,8 @@ def _parts(event: FactEvent) -> tuple[Fact | None, ResourceKey | None]:
             PodRemoved(key=key)
             | NamespaceRemoved(key=key)
             | NodeRemoved(key=key)
+            | ServiceRemoved(key=key)
+            | EndpointSliceRemoved(key=key)
             | NodeWithdrawn(key=key)
             | EndpointWithdrawn(key=key)
         ):
