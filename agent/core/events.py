@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from agent.core.facts import MIRROR_ANNOTATION as MIRROR_ANNOTATION
 from agent.core.facts import REDIRECT_ANNOTATION as REDIRECT_ANNOTATION
+from agent.core.facts import SERVICE_LABEL as SERVICE_LABEL
 from agent.core.facts import EndpointSlice as EndpointSlice
 from agent.core.facts import Fact as Fact
 from agent.core.facts import Namespace as Namespace

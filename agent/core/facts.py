@@ -18,6 +18,9 @@ MIRROR_ANNOTATION: Final = "kubernetes.io/config.mirror"
 """Of an object that stands for a static pod: the uid that the kubelet gave that pod, which is the
 one that runtimes know; the object's own is another."""
 
+SERVICE_LABEL: Final = "kubernetes.io/service-name"
+"""Of an endpoint slice: of which service it is."""
+
 
 class ResourceKey(NamedTuple):
     """Which object of the API is meant; `namespace` is empty for cluster-scoped kinds."""

@@ -86,13 +86,20 @@ def named_port(port: object, where: str, number_field: str) -> NamedPort | None:
             f'"{cut(name)}" is no port name: 1 to 15 lower case letters, digits and single "-",'
             " with at least one letter",
         )
-    number = port.get(number_field)
+    number = port_number(port, number_field, f"{where}.{number_field}")
+    return NamedPort(intern(name), protocol_of(port, where), number)
+
+
+def port_number(port: Object, name: str, path: str) -> int:
+    """The field of a port that has its number. Raises TranslateError."""
+    number = port.get(name)
     if type(number) is not int or not 1 <= number <= 65535:
-        raise TranslateError(f"{where}.{number_field}", f"must be 1 to 65535, not {shown(number)}")
-    return NamedPort(intern(name), _protocol(port, where), number)
+        raise TranslateError(path, f"must be 1 to 65535, not {shown(number)}")
+    return number
 
 
-def _protocol(port: Object, where: str) -> int:
+def protocol_of(port: Object, where: str) -> int:
+    """IP protocol number of a port, TCP unless it says another. Raises TranslateError."""
     protocol = text_field(port, "protocol", f"{where}.protocol") or "TCP"
     if protocol not in PROTOCOLS:
         raise TranslateError(

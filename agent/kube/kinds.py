@@ -31,6 +31,8 @@ class Kind:
 POD: Final = Kind("Pod", "v1", "pods")
 NAMESPACE: Final = Kind("Namespace", "v1", "namespaces", namespaced=False)
 NODE: Final = Kind("Node", "v1", "nodes", namespaced=False)
+SERVICE: Final = Kind("Service", "v1", "services")
+ENDPOINT_SLICE: Final = Kind("EndpointSlice", "discovery.k8s.io/v1", "endpointslices")
 NETWORK_POLICY: Final = Kind("NetworkPolicy", "networking.k8s.io/v1", "networkpolicies")
 ENDPOINT: Final = Kind("BristleEndpoint", "bristle.io/v1alpha1", "bristleendpoints")
 IDENTITY: Final = Kind(
@@ -40,6 +42,15 @@ BRISTLE_NODE: Final = Kind("BristleNode", "bristle.io/v1alpha1", "bristlenodes",
 EVENT: Final = Kind("Event", "events.k8s.io/v1", "events")
 LEASE: Final = Kind("Lease", "coordination.k8s.io/v1", "leases")
 
-WATCHED: Final = (NODE, BRISTLE_NODE, NAMESPACE, NETWORK_POLICY, IDENTITY, ENDPOINT, POD)
-"""Kinds that are facts. Service (v1) and EndpointSlice (discovery.k8s.io/v1) join them once
-`agent.kube.translate` has translators for them."""
+WATCHED: Final = (
+    NODE,
+    BRISTLE_NODE,
+    NAMESPACE,
+    NETWORK_POLICY,
+    SERVICE,
+    ENDPOINT_SLICE,
+    IDENTITY,
+    ENDPOINT,
+    POD,
+)
+"""Kinds that are facts."""

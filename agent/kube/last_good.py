@@ -14,13 +14,18 @@ from typing import Any, Final, NamedTuple
 from agent.core.events import (
     MIRROR_ANNOTATION,
     REDIRECT_ANNOTATION,
+    SERVICE_LABEL,
+    EndpointSlice,
     Fact,
     Namespace,
     Node,
     Pod,
+    Service,
+    ServicePort,
 )
 from agent.kube.fields import TranslateError
 from agent.kube.translate import Ignored, translate
+from agent.kube.translate_service import NAMES
 from agent.state_file import write_durably
 from policy.model import PROTOCOL_NAMES, NetworkPolicy
 from policy.render import render_network_policy
@@ -105,6 +110,14 @@ def manifest_of(fact: Fact) -> dict[str, Any]:
             )
         case Pod():
             return _pod(fact)
+        case Service():
+            return _object(
+                "Service",
+                {"name": fact.name, "namespace": fact.namespace},
+                spec={"clusterIPs": list(fact.cluster_ips), "ports": _ports(fact.ports)},
+            )
+        case EndpointSlice():
+            return _slice(fact)
         case _:
             raise ValueError(f"{type(fact).__name__} is in no manifest")
 
@@ -134,6 +147,28 @@ def _pod(pod: Pod) -> dict[str, Any]:
         },
         status={"phase": pod.phase, "podIPs": [{"ip": one} for one in pod.ips]},
     )
+
+
+def _slice(part: EndpointSlice) -> dict[str, Any]:
+    labels = {SERVICE_LABEL: part.service} if part.service else {}
+    family = NAMES
+    if part.addresses:
+        family = "IPv6" if ":" in part.addresses[0] else "IPv4"
+    return {
+        "apiVersion": "discovery.k8s.io/v1",
+        "kind": "EndpointSlice",
+        "metadata": {"name": part.name, "namespace": part.namespace, "labels": labels},
+        "addressType": family,
+        "endpoints": [{"addresses": [one]} for one in part.addresses],
+        "ports": _ports(part.ports),
+    }
+
+
+def _ports(ports: Iterable[ServicePort]) -> list[dict[str, Any]]:
+    return [
+        {"name": one.name, "protocol": PROTOCOL_NAMES[one.protocol], "port": one.port}
+        for one in ports
+    ]
 
 
 def _object(kind: str, metadata: dict[str, Any], **parts: Any) -> dict[str, Any]:

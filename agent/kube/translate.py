@@ -28,6 +28,7 @@ from agent.kube.translate_node import (
     translate_published_node,
 )
 from agent.kube.translate_pod import translate_pod
+from agent.kube.translate_service import translate_endpoint_slice, translate_service
 from policy.parse import PolicyError, parse_network_policy
 
 NAMESPACE_NAME_LABEL = "kubernetes.io/metadata.name"
@@ -94,11 +95,11 @@ def _network_policy(obj: Object, key: ResourceKey) -> Fact:
 
 
 class Known(NamedTuple):
-    """A kind: its accepted versions, where it lives, its translator (None: not used yet)."""
+    """A kind: its accepted versions, where it lives, its translator."""
 
     versions: tuple[str, ...]
     scope: Scope
-    translator: Callable[[Object, ResourceKey], Fact] | None
+    translator: Callable[[Object, ResourceKey], Fact]
 
 
 MANIFEST_KINDS: Final[Mapping[str, Known]] = {
@@ -106,8 +107,8 @@ MANIFEST_KINDS: Final[Mapping[str, Known]] = {
     "Namespace": Known(("v1",), Scope.CLUSTER_LABEL, _namespace),
     "Node": Known(("v1",), Scope.CLUSTER, translate_node),
     "NetworkPolicy": Known(("networking.k8s.io/v1",), Scope.NAMESPACED, _network_policy),
-    "Service": Known(("v1",), Scope.NAMESPACED, None),
-    "EndpointSlice": Known(("discovery.k8s.io/v1",), Scope.NAMESPACED, None),
+    "Service": Known(("v1",), Scope.NAMESPACED, translate_service),
+    "EndpointSlice": Known(("discovery.k8s.io/v1",), Scope.NAMESPACED, translate_endpoint_slice),
 }
 """What users write."""
 
@@ -158,8 +159,6 @@ def translate(obj: object, kinds: Mapping[str, Known] = MANIFEST_KINDS) -> Fact 
         raise TranslateError(
             "apiVersion", f"must be {versions[0]} for a {kind}, not {api_version}", key
         )
-    if translator is None:
-        return Ignored(key, f"{kind} is not used yet")
     try:
         return translator(obj, key)
     except PolicyError as error:

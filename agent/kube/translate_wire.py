@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Objects as an API server sends them to facts: `agent.kube.translate`, but fast. Pure.
 
-Of pods and endpoints there are tens of thousands, and nearly all are ordinary. These are decoded
-into structures (`agent.kube.wire`) and become facts at once. Whatever is not quite as expected is
-left to `translate`, which says what it means or what is wrong with it; so the two cannot differ but
-in speed, which tests hold them to.
+Of pods, endpoints and slices there are tens of thousands, and nearly all are ordinary. These are
+decoded into structures (`agent.kube.wire`) and become facts at once. Whatever is not quite as
+expected is left to `translate`, which says what it means or what is wrong with it; so the two
+cannot differ but in speed, which tests hold them to.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Final
 import msgspec
 from msgspec import Raw
 
-from agent.core.events import Fact, Pod, PublishedEndpoint
+from agent.core.events import EndpointSlice, Fact, Pod, PublishedEndpoint, Service, ServicePort
 from agent.kube.addresses import named_port, usable_address
 from agent.kube.fields import TranslateError
 from agent.kube.kinds import Kind
@@ -25,6 +25,13 @@ from agent.kube.metadata import is_dns_label, is_subdomain, labels_of
 from agent.kube.translate import CLUSTER_KINDS, Ignored, translate
 from agent.kube.translate_node import is_pod_identity
 from agent.kube.translate_pod import FINISHED, PHASES
+from agent.kube.translate_service import (
+    EXTERNAL_NAME,
+    HEADLESS,
+    service_name,
+    service_ports,
+    slice_ports,
+)
 from agent.kube.wire import (
     WANTED,
     ContainerPort,
@@ -34,12 +41,19 @@ from agent.kube.wire import (
     PodObject,
     PodSpec,
     PodStatus,
+    PortObject,
+    ServiceObject,
+    ServiceSpec,
+    SliceEndpoint,
+    SliceObject,
     plain_object,
 )
 from identity.ipcache import NamedPort
 
 _POD: Final = msgspec.json.Decoder(PodObject)
 _ENDPOINT: Final = msgspec.json.Decoder(EndpointObject)
+_SERVICE: Final = msgspec.json.Decoder(ServiceObject)
+_SLICE: Final = msgspec.json.Decoder(SliceObject)
 _LAST_ENDPOINT: Final = (1 << 32) - 1
 
 
@@ -177,9 +191,73 @@ def _endpoint_ports(ports: list[EndpointPort]) -> tuple[NamedPort, ...]:
     return _ports(tuple((port.name, port.protocol or "", port.port) for port in ports))
 
 
+# ---- services --------------------------------------------------------------------------------
+
+
+def _service(raw: bytes | Raw) -> Service:
+    obj = _SERVICE.decode(raw)
+    namespace, name = _place(obj.metadata.namespace, obj.metadata.name)
+    return Service(
+        namespace=namespace,
+        name=name,
+        cluster_ips=() if obj.spec.type == EXTERNAL_NAME else _cluster_ips(obj.spec),
+        ports=_service_ports(_port_texts(obj.spec.ports)),
+    )
+
+
+def _cluster_ips(spec: ServiceSpec) -> tuple[str, ...]:
+    listed = spec.clusterIPs or ([spec.clusterIP] if spec.clusterIP else [])
+    if listed == [HEADLESS] or not listed:
+        if spec.clusterIP not in (None, "", *listed):
+            raise _OddError
+        return ()
+    found = tuple(usable_address(one, "", "") for one in listed)
+    if len(found) > 2 or (len(found) == 2 and (":" in found[0]) is (":" in found[1])):
+        raise _OddError
+    if spec.clusterIP and spec.clusterIP != listed[0]:
+        raise _OddError
+    return found
+
+
+def _slice(raw: bytes | Raw) -> EndpointSlice:
+    obj = _SLICE.decode(raw)
+    namespace, name = _place(obj.metadata.namespace, obj.metadata.name)
+    return EndpointSlice(
+        namespace=namespace,
+        name=name,
+        service=_service_name((obj.metadata.labels.service if obj.metadata.labels else "") or ""),
+        addresses=_slice_addresses(obj.addressType, obj.endpoints or []),
+        ports=_slice_ports(_port_texts(obj.ports)),
+    )
+
+
+def _slice_addresses(family: str, endpoints: list[SliceEndpoint]) -> tuple[str, ...]:
+    if family not in ("IPv4", "IPv6"):
+        raise _OddError
+    found: dict[str, None] = {}
+    for endpoint in endpoints:
+        if not endpoint.addresses:
+            raise _OddError
+        for text in endpoint.addresses:
+            address = usable_address(text, "", "")
+            if (":" in address) is not (family == "IPv6"):
+                raise _OddError
+            found[address] = None
+    return tuple(found)
+
+
+_PortText = tuple[str, str, int | None]
+
+
+def _port_texts(ports: list[PortObject] | None) -> tuple[_PortText, ...]:
+    return tuple((one.name or "", one.protocol or "", one.port) for one in ports or ())
+
+
 _FAST: Final[Mapping[str, Callable[[bytes | Raw], Fact]]] = {
     "Pod": _pod,
     "BristleEndpoint": _endpoint,
+    "Service": _service,
+    "EndpointSlice": _slice,
 }
 
 
@@ -222,3 +300,22 @@ def _ports(ports: tuple[tuple[str, str, int], ...]) -> tuple[NamedPort, ...]:
             raise _OddError
         found[port] = None
     return tuple(found)
+
+
+@lru_cache(maxsize=4096)
+def _service_name(label: str) -> str:
+    return service_name(label)
+
+
+@lru_cache(maxsize=1024)
+def _service_ports(ports: tuple[_PortText, ...]) -> tuple[ServicePort, ...]:
+    return service_ports(_port_objects(ports))
+
+
+@lru_cache(maxsize=1024)
+def _slice_ports(ports: tuple[_PortText, ...]) -> tuple[ServicePort, ...]:
+    return slice_ports(_port_objects(ports))
+
+
+def _port_objects(ports: tuple[_PortText, ...]) -> list[object]:
+    return [{"name": name, "protocol": proto, "port": number} for name, proto, number in ports]

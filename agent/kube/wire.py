@@ -14,7 +14,7 @@ from typing import Final, TypeVar
 import msgspec
 from msgspec import Raw
 
-from agent.core.events import MIRROR_ANNOTATION, REDIRECT_ANNOTATION
+from agent.core.events import MIRROR_ANNOTATION, REDIRECT_ANNOTATION, SERVICE_LABEL
 
 # Field names are the API's, so no renaming stands between an object and its documentation.
 
@@ -158,6 +158,63 @@ class EndpointObject(msgspec.Struct):
     spec: EndpointSpec
 
 
+# ---- services ------------------------------------------------------------------------------------
+
+
+class ServiceMeta(msgspec.Struct, gc=False):
+    name: str
+    namespace: str
+
+
+class PortObject(msgspec.Struct, gc=False):
+    """A port of a service or of a slice. One of a service has a number."""
+
+    port: int | None = None
+    name: str | None = None
+    protocol: str | None = None
+
+
+class ServiceSpec(msgspec.Struct):
+    type: str | None = None
+    clusterIP: str | None = None
+    clusterIPs: list[str] | None = None
+    ports: list[PortObject] | None = None
+
+
+class ServiceObject(msgspec.Struct):
+    """v1 Service."""
+
+    metadata: ServiceMeta
+    spec: ServiceSpec
+
+
+class SliceLabels(msgspec.Struct, gc=False):
+    """Of all labels the one that is used."""
+
+    service: str | None = msgspec.field(default=None, name=SERVICE_LABEL)
+
+
+class SliceMeta(msgspec.Struct):
+    name: str
+    namespace: str
+    labels: SliceLabels | None = None
+
+
+class SliceEndpoint(msgspec.Struct):
+    """Ready or not: a connection may outlast that."""
+
+    addresses: list[str]
+
+
+class SliceObject(msgspec.Struct):
+    """discovery.k8s.io/v1 EndpointSlice."""
+
+    metadata: SliceMeta
+    addressType: str
+    endpoints: list[SliceEndpoint] | None = None
+    ports: list[PortObject] | None = None
+
+
 # ---- objects whose fields are looked at one by one --------------------------------------------
 
 Wanted = Mapping[str, tuple[str, ...] | None]
@@ -173,6 +230,13 @@ WANTED: Final[Mapping[str, Wanted]] = {
     "Node": {"metadata": _NAMES, "spec": ("podCIDR", "podCIDRs"), "status": ("addresses",)},
     # Nothing of a policy may be overlooked but its metadata, where a newer API may have more.
     "NetworkPolicy": {"metadata": _NAMES, "spec": None},
+    "Service": {"metadata": _NAMES, "spec": ("type", "clusterIP", "clusterIPs", "ports")},
+    "EndpointSlice": {
+        "metadata": (*_NAMES, "labels"),
+        "addressType": None,
+        "endpoints": None,
+        "ports": None,
+    },
     "BristleEndpoint": {"metadata": (*_NAMES, "ownerReferences"), "spec": None},
     "BristleIdentity": {"metadata": (*_NAMES, "annotations"), "security-labels": None},
     "BristleNode": {"metadata": _NAMES, "spec": ("routingMode", "encapsulation")},

@@ -130,7 +130,7 @@ class ApiSource:
         }
 
     def put(self, name: str, objects: Sequence[Object]) -> None:
-        """Namespaces, nodes, pods and policies alike."""
+        """Namespaces, nodes, pods, policies and services alike."""
         if self._folder is None:
             self._waiting[name] = list(objects)
         elif objects:

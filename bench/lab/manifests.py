@@ -79,6 +79,65 @@ def policy(namespace: str, name: str, spec: Mapping[str, Any]) -> Object:
     }
 
 
+def service(
+    namespace: str,
+    name: str,
+    addresses: Sequence[str],
+    ports: Iterable[tuple[str, str, int]],
+) -> Object:
+    """A Service (v1). addresses: `spec.clusterIPs`; without any it is headless.
+
+    ports: (name, protocol, number).
+    """
+    given = list(addresses) or ["None"]
+    spec: Object = {
+        "type": "ClusterIP",
+        "clusterIP": given[0],
+        "clusterIPs": given,
+        "ports": _ports(ports),
+    }
+    if addresses:
+        families = ["IPv6" if ":" in one else "IPv4" for one in given]
+        spec["ipFamilies"] = families
+        spec["ipFamilyPolicy"] = "SingleStack" if len(families) == 1 else "RequireDualStack"
+    return {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": {"namespace": namespace, "name": name},
+        "spec": spec,
+    }
+
+
+def endpoint_slice(
+    namespace: str,
+    name: str,
+    service: str,
+    addresses: Sequence[str],
+    ports: Iterable[tuple[str, str, int]],
+) -> Object:
+    """An EndpointSlice (discovery.k8s.io/v1) of a service. addresses: of one family.
+
+    ports: (name, protocol, number), as the service names them.
+    """
+    family = "IPv6" if addresses and ":" in addresses[0] else "IPv4"
+    return {
+        "apiVersion": "discovery.k8s.io/v1",
+        "kind": "EndpointSlice",
+        "metadata": {
+            "namespace": namespace,
+            "name": name,
+            "labels": {"kubernetes.io/service-name": service},
+        },
+        "addressType": family,
+        "endpoints": [{"addresses": [one], "conditions": {"ready": True}} for one in addresses],
+        "ports": _ports(ports),
+    }
+
+
+def _ports(ports: Iterable[tuple[str, str, int]]) -> list[Object]:
+    return [{"name": n, "protocol": p, "port": number} for n, p, number in ports]
+
+
 class ManifestFolder:
     """The folder that an agent watches. Files change by rename, so a reader sees all or nothing."""
 

@@ -46,6 +46,7 @@ from agent.kube.access import Access, Timeouts
 from agent.kube.cluster import ClusterSource
 from agent.kube.credentials import from_kubeconfig
 from agent.kube.reflector import Timing
+from bench.lab import manifests
 from bench.lab.apiserver import write_kubeconfig
 from bench.lab.kubeapi.choice import Server
 
@@ -118,6 +119,17 @@ def identity(number: int, **labels: str) -> Object:
     """A BristleIdentity."""
     kind = {"apiVersion": "bristle.io/v1alpha1", "kind": "BristleIdentity"}
     return {**kind, "metadata": {"name": str(number)}, "security-labels": labels or {"k8s:a": "b"}}
+
+
+def service(name: str = "web", address: str = "10.96.0.80") -> Object:
+    """A Service of the namespace shop."""
+    return manifests.service("shop", name, [address], [("http", "TCP", 80)])
+
+
+def endpoint_slice(*addresses: str, name: str = "web-1", service: str = "web") -> Object:
+    """An EndpointSlice of the namespace shop."""
+    ports = [("http", "TCP", 80)]
+    return manifests.endpoint_slice("shop", name, service, addresses, ports)
 
 
 def published_node(name: str, mode: str = "tunnel", port: int = 8472) -> Object:
@@ -212,6 +224,8 @@ class Follower:
             published_node(name),
             namespace(name),
             policy(name),
+            service(name),
+            endpoint_slice(name=name),
             endpoint(name),
             identity(60_000 + number % 5000),
         ]

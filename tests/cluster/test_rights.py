@@ -18,8 +18,7 @@ pytestmark = pytest.mark.kernel
 
 USER = "agent"
 # Not seen within this node's life: what changed meanwhile, identities collected after their grace,
-# a lease renewed after seconds, an Event on a policy that is told again; and services, whose watch
-# comes with them.
+# a lease renewed after seconds, an Event on a policy that is told again.
 UNSEEN = {
     ("bristleendpoints", "update"),
     ("bristleidentities", "delete"),
@@ -27,12 +26,8 @@ UNSEEN = {
     ("bristleidentities", "patch"),
     ("bristlenodes", "get"),
     ("bristlenodes", "update"),
-    ("endpointslices", "list"),
-    ("endpointslices", "watch"),
     ("events", "patch"),
     ("leases", "update"),
-    ("services", "list"),
-    ("services", "watch"),
 }
 
 

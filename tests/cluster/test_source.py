@@ -6,6 +6,9 @@ from pathlib import Path
 import yaml
 
 from agent.core.events import (
+    EndpointSlice,
+    EndpointSliceRemoved,
+    EndpointSliceUpserted,
     Namespace,
     NamespaceUpserted,
     Node,
@@ -19,6 +22,10 @@ from agent.core.events import (
     RejectionCleared,
     ResourceKey,
     ResourceRejected,
+    Service,
+    ServicePort,
+    ServiceRemoved,
+    ServiceUpserted,
     SourceFailed,
     SourceSynced,
 )
@@ -33,12 +40,14 @@ from tests.cluster.following import (
     Follower,
     access_to,
     endpoint,
+    endpoint_slice,
     identity,
     install_definitions,
     namespace,
     node,
     pod,
     policy,
+    service,
 )
 
 
@@ -50,6 +59,8 @@ def test_every_kind_is_listed_before_the_source_is_synced(server: Server, tmp_pa
             pod("web"),
             pod("elsewhere", node="node-2"),
             policy("np"),
+            service(),
+            endpoint_slice("10.244.2.1"),
             endpoint("elsewhere"),
             identity(4711, **{"k8s:app": "web"}),
         ]
@@ -77,6 +88,11 @@ def test_every_kind_is_listed_before_the_source_is_synced(server: Server, tmp_pa
     assert isinstance(meaning, PublishedIdentity)
     assert dict(meaning.labels) == {"k8s:app": "web"}
     assert "NetworkPolicy shop/np" in facts
+    ports = (ServicePort("http", 6, 80),)
+    assert facts["Service shop/web"] == Service("shop", "web", ("10.96.0.80",), ports)
+    assert facts["EndpointSlice shop/web-1"] == EndpointSlice(
+        "shop", "web-1", "web", ("10.244.2.1",), ports
+    )
     for entry in server.requests(verb="list", resource="pods"):
         assert entry["query"]["fieldSelector"] == f"spec.nodeName={NODE}"
         assert entry["agent"] == f"bristle/0.1 ({NODE})"
@@ -114,6 +130,30 @@ def test_facts_of_every_kind_come_and_go(server: Server, follower: Follower) -> 
     server.delete("BristleEndpoint", "a", "shop")
     gone = follower.settled(server)
     assert {type(event).__name__ for event in gone} == {"PolicyRemoved", "EndpointWithdrawn"}
+
+
+def test_services_and_their_slices_are_followed(server: Server, follower: Follower) -> None:
+    server.load([service(), endpoint_slice("10.244.2.1")])
+    assert {type(event) for event in follower.settled(server)} == {
+        ServiceUpserted,
+        EndpointSliceUpserted,
+    }
+    server.load([endpoint_slice("10.244.2.1", "10.244.2.2")])
+    [event] = follower.settled(server)
+    assert isinstance(event, EndpointSliceUpserted)
+    assert event.slice.addresses == ("10.244.2.1", "10.244.2.2")
+    # What is not used: where an endpoint runs and whether it is ready, whom a service selects.
+    unready = endpoint_slice("10.244.2.1", "10.244.2.2")
+    unready["endpoints"][0] |= {"conditions": {"ready": False}, "nodeName": "node-2"}
+    server.load([unready])
+    server.patch("Service", "web", {"spec": {"selector": {"app": "web"}}}, "shop")
+    assert follower.settled(server) == []
+    server.delete("Service", "web", "shop")
+    server.delete("EndpointSlice", "web-1", "shop")
+    gone = follower.settled(server)
+    assert len(gone) == 2
+    assert ServiceRemoved("kubernetes", ResourceKey("Service", "shop", "web")) in gone
+    assert EndpointSliceRemoved("kubernetes", ResourceKey("EndpointSlice", "shop", "web-1")) in gone
 
 
 def test_what_cannot_be_used_is_rejected_and_its_last_good_state_stays(

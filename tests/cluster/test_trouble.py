@@ -164,12 +164,13 @@ def test_a_revoked_permission_is_named_and_its_return_noticed(tmp_path: Path) ->
             assert_changed(follower.settled(server))
 
 
-def test_a_permission_that_was_never_given(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["networkpolicies", "services", "endpointslices"])
+def test_a_permission_that_was_never_given(tmp_path: Path, kind: str) -> None:
     with open_server(tokens={"one": "agent"}) as server:
         install_definitions(server)
-        server.deny("agent", "list", "networkpolicies")
+        server.deny("agent", "list", kind)
         with Follower(access_to(server, tmp_path, "one")) as follower:
-            follower.said("networkpolicies: list networkpolicies: ")
+            follower.said(f"{kind}: list {kind}: ")
             assert not any(isinstance(event, SourceSynced) for event in follower.events)
             server.allow_all_again()
             follower.synced()

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agent.core.events import Fact, Namespace, Node, Pod
+from agent.core.events import EndpointSlice, Fact, Namespace, Node, Pod, Service, ServicePort
 from agent.kube.last_good import manifest_of
 from agent.kube.translate import translate
 from identity.ipcache import NamedPort
@@ -97,6 +97,7 @@ def test_a_kept_file_that_is_no_good_is_told_and_passed_over(
 def test_a_manifest_made_of_a_fact_means_that_fact(random: Random) -> None:
     namespaced = {"namespace": "shop", "name": "n"}
     ports = (NamedPort("web", 6, 80), NamedPort("web", 17, 80), NamedPort("sctp", 132, 9))
+    served = (ServicePort("web", 6, 80), ServicePort("dns", 17, 53))
     facts: list[Fact] = [
         Pod(
             **namespaced,
@@ -114,6 +115,17 @@ def test_a_manifest_made_of_a_fact_means_that_fact(random: Random) -> None:
         ),
         Namespace("shop", {"a": "b", "kubernetes.io/metadata.name": "shop"}, "enabled"),
         Node("node-1", "u-2", ("192.0.2.1", "2001:db8::1"), ("10.0.0.0/24", "fd00::/112")),
+        Service(
+            **namespaced,
+            cluster_ips=random.choice([(), ("10.96.0.11",), ("fd00::b", "10.96.0.11")]),
+            ports=random.choice([(), (ServicePort("", 6, 80),), served]),
+        ),
+        EndpointSlice(
+            **namespaced,
+            service=random.choice(["", "web"]),
+            addresses=random.choice([(), ("10.0.0.2", "10.0.0.3"), ("fd00::2",)]),
+            ports=random.choice([(), served]),
+        ),
         parse_network_policy(worlds.document(random, "p")),
     ]
     for fact in facts:

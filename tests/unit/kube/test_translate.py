@@ -197,8 +197,7 @@ def test_policy_errors_keep_their_field_and_get_their_key() -> None:
     "obj",
     [
         {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "d"}},
-        {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "s"}},
-        {"apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "metadata": {"name": "s"}},
+        {"apiVersion": "serving.knative.dev/v1", "kind": "Service", "metadata": {"name": "s"}},
         {"apiVersion": "projectcalico.org/v3", "kind": "NetworkPolicy", "metadata": 5},
         {"apiVersion": "v1", "kind": "ConfigMap"},
     ],

@@ -10,9 +10,28 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 
-from agent.core.events import Fact, Pod, PublishedEndpoint, ResourceKey
+from agent.core.events import (
+    EndpointSlice,
+    Fact,
+    Pod,
+    PublishedEndpoint,
+    ResourceKey,
+    Service,
+    ServicePort,
+)
 from agent.kube.fields import TranslateError
-from agent.kube.kinds import ENDPOINT, IDENTITY, NAMESPACE, NETWORK_POLICY, NODE, POD, WATCHED, Kind
+from agent.kube.kinds import (
+    ENDPOINT,
+    ENDPOINT_SLICE,
+    IDENTITY,
+    NAMESPACE,
+    NETWORK_POLICY,
+    NODE,
+    POD,
+    SERVICE,
+    WATCHED,
+    Kind,
+)
 from agent.kube.translate import CLUSTER_KINDS, Ignored, translate
 from agent.kube.translate_wire import translate_ordinary, translate_raw
 from agent.kube.wire import WireError, decode_event, decode_head, decode_page
@@ -189,10 +208,80 @@ IDENTITIES = obj(
     },
     {},
 )
+SERVICE_NUMBER = one_of(*range(80, 90), bad=(65536, 0, 80.0, 1 << 70))
+SERVICE_PORT_NAME = one_of(
+    *("http", "dns", "80", "a--b", "x" * 63, "metrics", "grpc"), bad=("A", "a.b", "x" * 64)
+)
+NAMED_PORT = obj({"port": SERVICE_NUMBER, "name": SERVICE_PORT_NAME}, {"protocol": PROTOCOL})
+SERVICE_PORTS = mostly(
+    st.lists(NAMED_PORT, max_size=3)
+    | st.lists(obj({"port": SERVICE_NUMBER}, {"protocol": PROTOCOL}), max_size=1)
+)
+CLUSTER_IPS = st.sampled_from(
+    [
+        *({}, {"clusterIP": ""}, {"clusterIP": "None"}, {"clusterIP": "10.0.0.1"}),
+        *({"clusterIP": "None", "clusterIPs": ["None"]}, {"clusterIPs": ["FD00::1"]}),
+        *({"clusterIP": "10.0.0.1", "clusterIPs": one} for one in ([], ["10.0.0.1"], ["None"])),
+        {"clusterIP": "FD00::1", "clusterIPs": ["FD00::1", "10.0.0.1"]},
+        *({"clusterIPs": one} for one in (["None", "10.0.0.1"], ["", "10.0.0.1"], [""])),
+        {"clusterIP": "10.0.0.1", "clusterIPs": ["fd00::1", "10.0.0.1"]},
+    ]
+) | st.fixed_dictionaries(
+    {}, optional={"clusterIP": ADDRESS, "clusterIPs": mostly(st.lists(ADDRESS, max_size=3))}
+)
+SERVICES = obj(
+    {
+        "metadata": metadata(),
+        "spec": mostly(
+            st.builds(
+                lambda spec, addresses: {**spec, **addresses},
+                st.fixed_dictionaries(
+                    {},
+                    optional={
+                        "type": one_of("ClusterIP", "NodePort", "ExternalName", bad=("New",)),
+                        "ports": SERVICE_PORTS,
+                        "selector": st.just({"app": "web"}),
+                    },
+                ),
+                CLUSTER_IPS,
+            )
+        ),
+    },
+    {},
+)
+SERVICE_LABELS = st.dictionaries(
+    st.sampled_from(["kubernetes.io/service-name", "bad key"]),
+    one_of("", "web", bad=("-bad", "x" * 64)),
+)
+FAMILY = {"IPv4": ("10.0.0.1", "10.0.0.2"), "IPv6": ("fd00::1", "FD00:0::2"), "FQDN": ("a.b",)}
+
+
+def slices(family: str) -> SearchStrategy[Any]:
+    address = mostly(st.sampled_from(FAMILY[family]), ADDRESS)
+    endpoints = obj(
+        {"addresses": mostly(st.lists(address, min_size=1, max_size=3))},
+        {"conditions": st.just({"ready": False}), "nodeName": NAME},
+    )
+    ports = obj({}, {"port": SERVICE_NUMBER, "name": SERVICE_PORT_NAME, "protocol": PROTOCOL})
+    return obj(
+        {
+            "metadata": metadata(labels=mostly(SERVICE_LABELS)),
+            "addressType": one_of(family, bad=("IPv5",)),
+        },
+        {
+            "endpoints": mostly(st.lists(endpoints, max_size=3)),
+            "ports": mostly(st.lists(ports, max_size=3)),
+        },
+    )
+
+
+SLICES = st.sampled_from(sorted(FAMILY)).flatmap(slices)
 KINDS = [
     (POD, PODS, 800),
     (ENDPOINT, ENDPOINTS, 400),
     (NODE, NODES, 200),
+    (SERVICE, SERVICES, 800),
+    (ENDPOINT_SLICE, SLICES, 800),
     (IDENTITY, IDENTITIES, 200),
     (NAMESPACE, obj({"metadata": metadata()}, {}), 100),
 ]
@@ -239,6 +328,35 @@ def test_ordinary_objects_take_the_fast_way() -> None:
     found = ordinary(ENDPOINT, endpoint)
     assert isinstance(found, PublishedEndpoint)
     assert (found.identity, found.ips) == (4711, ("10.0.0.1", "fd00::1"))
+
+
+def test_ordinary_services_and_slices_take_the_fast_way() -> None:
+    meta = {"name": "web", "namespace": "shop", "uid": "u", "managedFields": [{}]}
+    port = {"name": "http", "protocol": "TCP", "port": 80, "targetPort": "http"}
+    given = ["10.96.0.11", "fd00::b"]
+    for addresses, found in ((given, tuple(given)), (["None"], ())):
+        spec = {"clusterIP": addresses[0], "clusterIPs": addresses, "ports": [port]}
+        service = ordinary(SERVICE, {"metadata": meta, "spec": spec, "status": {}})
+        assert service == Service("shop", "web", found, (ServicePort("http", 6, 80),))
+    labelled = {**meta, "labels": {"app": "web", "kubernetes.io/service-name": "web"}}
+    one = {"addresses": ["10.0.0.1"], "conditions": {"ready": False}, "targetRef": {"kind": "Pod"}}
+    part = {"metadata": labelled, "addressType": "IPv4", "endpoints": [one, one], "ports": [port]}
+    assert ordinary(ENDPOINT_SLICE, part) == EndpointSlice(
+        "shop", "web", "web", ("10.0.0.1",), (ServicePort("http", 6, 80),)
+    )
+    empty = {"metadata": labelled, "addressType": "IPv4", "endpoints": None, "ports": None}
+    assert ordinary(ENDPOINT_SLICE, empty) == EndpointSlice("shop", "web", "web")
+
+
+def test_slices_share_their_ports() -> None:
+    def part(name: str) -> EndpointSlice:
+        ports = [{"name": "http", "port": 8080, "protocol": "TCP"}]
+        meta = {"name": name, "namespace": "shop"}
+        fact = fast(ENDPOINT_SLICE, {"metadata": meta, "addressType": "IPv4", "ports": ports})
+        assert isinstance(fact, EndpointSlice)
+        return fact
+
+    assert part("a").ports is part("b").ports
 
 
 def test_pods_of_one_workload_share_their_labels_and_ports() -> None:
