@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from ipaddress import IPv6Address
+from socket import ntohs
 from typing import Final
 
 from agent.core.delta import differences, record_differences
@@ -18,6 +19,7 @@ from agent.loop import Loop
 from agent.surroundings import Surroundings
 from bpf.layouts import PolicyKey, PolicyVerdict
 from policy.equivalence import NumberedEntry, Pair, compare
+from policy.model import PROTOCOL_NAMES
 
 MAX_DIFFERENCES: Final = 200
 
@@ -41,6 +43,7 @@ class Checker:
         for name, wanted in (
             ("peers", desired.peer_writes()),
             ("tunnels", desired.tunnel_writes()),
+            ("service_peers", desired.services.writes()),
             ("endpoints", desired.endpoint_writes()),
             ("addresses", desired.address_writes()),
             ("devices", desired.device_writes()),
@@ -157,7 +160,7 @@ def _entries(keys: bytes, values: bytes, pairs: set[Pair]) -> dict[Pair, list[Nu
 
 
 def _key_text(name: str, key: bytes) -> str:
-    from bpf.layouts import MasqueradeKey, PeerKey
+    from bpf.layouts import MasqueradeKey, PeerKey, ServiceKey
 
     if name in ("peers", "tunnels", "masquerade_exclude"):
         peer = PeerKey.unpack(key)
@@ -168,6 +171,11 @@ def _key_text(name: str, key: bytes) -> str:
     if name == "addresses":
         address = IPv6Address(key)
         return str(address.ipv4_mapped or address)
+    if name == "service_peers":
+        service = ServiceKey.unpack(key)
+        address = IPv6Address(service.address)
+        protocol = PROTOCOL_NAMES.get(service.protocol, str(service.protocol))
+        return f"{address.ipv4_mapped or address}, port {ntohs(service.port)}/{protocol}"
     if name == "masquerade":
         place = MasqueradeKey.unpack(key)
         return f"device {place.ifindex}, IPv{place.family}"
@@ -189,5 +197,6 @@ def _value_text(name: str, value: bytes | None) -> str:
         "devices": layouts.Device,
         "places": layouts.Place,
         "masquerade": layouts.MasqueradeSource,
+        "service_peers": layouts.ServicePeers,
     }
     return str(kinds[name].unpack(value))  # type: ignore[attr-defined]

@@ -50,6 +50,7 @@ class Comparison:
             "numbers": self._numbers,
             "peers": self._desired.peer_writes,
             "tunnels": self._desired.tunnel_writes,
+            "service_peers": self._desired.services.writes,
             "endpoints": self._desired.endpoint_writes,
             "addresses": self._desired.address_writes,
             "devices": self._desired.device_writes,

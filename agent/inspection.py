@@ -5,7 +5,7 @@ policies as written, and the loaded programs. Called in the loop's thread.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_interface, ip_network
 from typing import Final
 
@@ -13,6 +13,7 @@ from agent.core.endpoint import Endpoint, mac_bytes
 from agent.core.events import Pod
 from agent.core.flow import RESERVED_RULE_NAMES, Direction, drop_reason_name
 from agent.core.probe_packet import probe_packet
+from agent.core.services import Behind
 from agent.core.store import Store
 from agent.core.views import (
     DirectionVerdict,
@@ -141,20 +142,7 @@ class Inspector:
                 direction, False, True, "", KernelVerdict(False),
                 note=f"{subject.text} is no pod of this node: nothing here decides",
             )  # fmt: skip
-        port = 0 if query.protocol in (1, 58) else query.port
-        explained = naive.explain(
-            self._loop.store.policies.values(),
-            _facts(subject, self._loop.store),
-            naive.Remote(
-                other.address,
-                _facts(other, self._loop.store)
-                if other.pod is not None or other.endpoint
-                else None,
-                other.is_node,
-            ),
-            naive.Packet(PolicyDirection(int(direction)), query.protocol, port),
-            self._filter,
-        )
+        explained, note = self._model(direction, subject, other, query)
         kernel, number = self._kernel(direction, source, destination, query)
         rule = explained.decision.rule
         nearest = None
@@ -177,9 +165,50 @@ class Inspector:
             decided_by=rule_text(rule),
             kernel=kernel,
             agrees=agrees,
-            note=self._parts(other),
+            note=note or self._parts(other),
             rule=_mention(rule),
             nearest=nearest,
+        )
+
+    def _model(
+        self, direction: Direction, subject: _Party, other: _Party, query: ExplainQuery
+    ) -> tuple[naive.Explanation, str]:
+        """What the policies say. To a service: of all who are behind it, in the order in which the
+        program asks; who is denied decides. With what there is to say of that."""
+        port = 0 if query.protocol in (1, 58) else query.port
+        behind: tuple[Behind, ...] = ()
+        if direction is Direction.EGRESS:
+            name, behind = self._loop.desired.services.behind(
+                str(other.address), query.protocol, port
+            )
+        if not behind:
+            return self._evaluate(
+                direction, subject, _remote(other, self._loop.store), query, port
+            ), ""
+        for one in behind:
+            peer = _remote(self._at(one.address, ip_address(one.address)), self._loop.store)
+            if peer.pod is not None:
+                # By a service a pod reaches itself as any other pod.
+                peer = replace(peer, pod=replace(peer.pod, name=f"{peer.pod.name} by {name[1]}"))
+            explained = self._evaluate(direction, subject, peer, query, one.port)
+            if not explained.decision.allowed:
+                break
+        listed = ", ".join(f"{one.address} port {one.port}" for one in behind)
+        return (
+            explained,
+            f"service {name[0]}/{name[1]}: decided is about who is behind it: {listed}",
+        )
+
+    def _evaluate(
+        self, direction: Direction, subject: _Party, remote: naive.Remote, query: ExplainQuery,
+        port: int,
+    ) -> naive.Explanation:  # fmt: skip
+        return naive.explain(
+            self._loop.store.policies.values(),
+            _facts(subject, self._loop.store),
+            remote,
+            naive.Packet(PolicyDirection(int(direction)), query.protocol, port),
+            self._filter,
         )
 
     def _parts(self, party: _Party) -> str:
@@ -283,6 +312,11 @@ def _mention(rule: RuleName) -> RuleMention | None:
     if not isinstance(rule, RuleRef):
         return None
     return RuleMention(f"{rule.namespace}/{rule.name}", rule.index, (), rule.kind)
+
+
+def _remote(party: _Party, store: Store) -> naive.Remote:
+    known = party.pod is not None or party.endpoint is not None
+    return naive.Remote(party.address, _facts(party, store) if known else None, party.is_node)
 
 
 def _facts(party: _Party, store: Store) -> naive.PodFacts:

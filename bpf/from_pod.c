@@ -159,7 +159,7 @@ int from_pod(struct __sk_buff *ctx)
 
 	choose_way(scratch, p, out);
 	forget_values();
-	reason = check(ctx, p, out, &out_entry, epoch, &scratch->probe);
+	reason = check(ctx, p, out, &out_entry, epoch, &scratch->probe, true);
 	forget_values();
 	if (out_entry && !out->is.fresh && out_entry->flags & CT_VIA_STACK)
 		scratch->way = WAY_STACK;
@@ -170,7 +170,7 @@ int from_pod(struct __sk_buff *ctx)
 		in->is.flags = CT_LOCAL;
 		in->endpoint = out->far_end;
 		in->origin = out->endpoint;
-		reason = check(ctx, p, in, &in_entry, epoch, &scratch->probe);
+		reason = check(ctx, p, in, &in_entry, epoch, &scratch->probe, false);
 		/* Both ends have a place for it, so that it can be remembered. */
 		out->is.vouched = !reason && !in->is.related && (in_entry || in->is.fresh);
 		forget_values();

@@ -116,7 +116,7 @@ int from_uplink(struct __sk_buff *ctx)
 			goto refuse;
 		forget_values();
 	}
-	reason = check(ctx, p, in, &entry, epoch, &scratch->probe);
+	reason = check(ctx, p, in, &entry, epoch, &scratch->probe, false);
 	if (unlikely(scratch->probe))
 		return answer_probe(ctx, NULL, in, reason);
 	/* The stack knows this connection: to_pod judges, counts and reports. */

@@ -70,6 +70,9 @@ __all__ = [
     "ReservedIdentity",
     "ReservedRule",
     "ScratchSize",
+    "ServiceKey",
+    "ServiceLimit",
+    "ServicePeers",
     "SocketCounter",
     "SocketEndpoint",
     "SocketFlag",
@@ -456,6 +459,92 @@ class ReservedRule(IntEnum):
     RULE_RELATED = 5  # an ICMP error about a known connection
     RULE_INIT = 6  # the pod's labels are not known yet
     RULE_CONTROL = 7  # neighbour discovery, ARP, MLD
+
+
+class ServiceLimit(IntEnum):
+    """enum service_limit."""
+
+    SERVICE_PEERS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceKey:
+    """struct service_key: service_peers: a port of a service's address -> who is behind it."""
+
+    SIZE: ClassVar[int] = 20
+    FORMAT: ClassVar[struct.Struct] = struct.Struct("=16sHB1x")
+    DTYPE = _Dtype(20, address=(("u1", 16), 0), port=("u2", 16), protocol=("u1", 18))
+
+    address: bytes
+    port: int  # network order
+    protocol: int
+
+    def __post_init__(self) -> None:
+        _need("address", self.address, 16)
+
+    def pack(self) -> bytes:
+        """The bytes that the kernel sees."""
+        return self.FORMAT.pack(self.address, self.port, self.protocol)
+
+    @classmethod
+    def unpack(cls, data: Data) -> "ServiceKey":
+        """Reverse of ``pack``."""
+        return cls(*cls.FORMAT.unpack(data))
+
+
+@dataclass(frozen=True, slots=True)
+class ServicePeers:
+    """struct service_peers."""
+
+    SIZE: ClassVar[int] = 64
+    FORMAT: ClassVar[struct.Struct] = struct.Struct("=16sHB1xIIIIIIIIIHHHH")
+    DTYPE = _Dtype(
+        64,
+        address=(("u1", 16), 0),
+        service_port=("u2", 16),
+        protocol=("u1", 18),
+        count=("u4", 20),
+        peer_class=(("u4", 4), 24),
+        identity=(("u4", 4), 40),
+        port=(("u2", 4), 56),
+    )
+
+    address: bytes  # The key repeated, so that a reader sees a reused element
+    service_port: int
+    protocol: int
+    count: int
+    peer_class: tuple[int, int, int, int]  # the first `count` of SERVICE_PEERS
+    identity: tuple[int, int, int, int]
+    port: tuple[int, int, int, int]  # of the peer, host order
+
+    def __post_init__(self) -> None:
+        _need("address", self.address, 16)
+
+    def pack(self) -> bytes:
+        """The bytes that the kernel sees."""
+        return self.FORMAT.pack(
+            self.address,
+            self.service_port,
+            self.protocol,
+            self.count,
+            *self.peer_class,
+            *self.identity,
+            *self.port,
+        )
+
+    @classmethod
+    def unpack(cls, data: Data) -> "ServicePeers":
+        """Reverse of ``pack``."""
+        values = cls.FORMAT.unpack(data)
+        return cls(
+            values[0],
+            values[1],
+            values[2],
+            values[3],
+            (values[4], values[5], values[6], values[7]),
+            (values[8], values[9], values[10], values[11]),
+            (values[12], values[13], values[14], values[15]),
+        )
 
 
 @dataclass(frozen=True, slots=True)

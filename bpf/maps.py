@@ -219,6 +219,16 @@ TUNNELS: Final = MapSpec(
     Writer.AGENT,
     MapFlag.NO_PREALLOC,
 )
+# One for each port of each address of a service.
+SERVICE_PEERS: Final = MapSpec(
+    "service_peers",
+    MapType.HASH,
+    layouts.ServiceKey,
+    layouts.ServicePeers,
+    65536,
+    Writer.AGENT,
+    MapFlag.NO_PREALLOC,
+)
 # Sized for the worst case; memory is taken as entries come.
 POLICY: Final = MapSpec(
     "policy",
@@ -379,6 +389,7 @@ SPECS: Final[Mapping[str, MapSpec[Any, Any]]] = {
         ENDPOINTS,
         PEERS,
         TUNNELS,
+        SERVICE_PEERS,
         POLICY,
         CT,
         CT_OVERFLOW,

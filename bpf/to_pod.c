@@ -99,7 +99,7 @@ int to_pod(struct __sk_buff *ctx)
 			goto refuse;
 		forget_values();
 	}
-	reason = check(ctx, p, in, &entry, epoch, &scratch->probe);
+	reason = check(ctx, p, in, &entry, epoch, &scratch->probe, true);
 	if (unlikely(scratch->probe))
 		return answer_probe(ctx, NULL, in, reason);
 	if (unlikely(reason))

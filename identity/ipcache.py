@@ -159,6 +159,12 @@ class IPCache:
                 return found
         raise LookupError(f"address {address}: nothing has been resolved yet")
 
+    def is_known(self, address: Address | str) -> bool:
+        """Whether an address has an entry of its own, as of the last `resolve`."""
+        parsed = normalised(address)
+        family = self._family(parsed.version)
+        return (int(parsed), family.bits) in family.published
+
     def _resolve_key(
         self, family: Family, key: Key, delta: IPCacheDelta, touched: dict[PeerClass, bool]
     ) -> None:

@@ -2,9 +2,9 @@
 """Differences between what is wanted and what is there, and the order in which they are written.
 
 A delta is what one transaction writes: numbers first, so that every number in the kernel can be
-explained; then policy columns, peers, tunnels, endpoints, so that nothing points to what is not
-there yet; addresses, devices and places last, because they open the door. The epoch moves after all
-of it.
+explained; then policy columns, peers, tunnels, services, endpoints, so that nothing points to what
+is not there yet; addresses, devices and places last, because they open the door. The epoch moves
+after all of it.
 """
 
 from __future__ import annotations
@@ -63,6 +63,7 @@ class Delta:
     policy: PolicyDelta = field(default_factory=PolicyDelta)
     peers: MapDelta = field(default_factory=MapDelta)
     tunnels: MapDelta = field(default_factory=MapDelta)
+    service_peers: MapDelta = field(default_factory=MapDelta)
     endpoints: MapDelta = field(default_factory=MapDelta)
     addresses: MapDelta = field(default_factory=MapDelta)
     devices: MapDelta = field(default_factory=MapDelta)
@@ -78,6 +79,7 @@ class Delta:
             or self.policy
             or self.peers
             or self.tunnels
+            or self.service_peers
             or self.endpoints
             or self.addresses
             or self.devices
@@ -93,7 +95,7 @@ class Delta:
         """Whether a verdict that was cached before may be another now. Columns that are written
         or deleted alone change none: nothing points to them. What is redirected looks at its
         endpoints' modes when the epoch has moved."""
-        return bool(self.peers or self.endpoints or self.socket_endpoints)
+        return bool(self.peers or self.service_peers or self.endpoints or self.socket_endpoints)
 
 
 _LENGTH: Final = struct.Struct("=I")  # of a prefix, the first field of struct peer_key

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """From facts to what the kernel's maps must hold.
 
-    pods, namespaces --> identities --> address table --> classes --+
+    pods, namespaces --> identities --> address table --> classes --+--> services
     policies ---------> repository --> tables ----------------------+--> columns
     endpoints ------------------------------------------------------+--> endpoints, devices
 
@@ -25,6 +25,7 @@ from agent.core.local import LocalBook
 from agent.core.masquerade import MasqueradeBook
 from agent.core.nodes import NodeBook
 from agent.core.numbers import Numbers, fingerprint
+from agent.core.services import ServiceBook
 from agent.core.sockets import SocketBook
 from agent.core.store import Changes, PodKey, Store
 from bpf.layouts import (
@@ -84,6 +85,7 @@ class Desired:
         self.sockets = sockets or SocketBook()
         self.addresses = AddressBook(identities, self.ipcache, label_filter, self.nodes.name)
         self.packer = ColumnPacker(numbers)
+        self.services = ServiceBook(self.ipcache, self.class_number)
         self.tables: dict[int, EndpointTables] = {}
         self.to_publish: set[PodKey] = set()
         """Pods of this node of which the cluster may have to be told something else."""
@@ -120,7 +122,8 @@ class Desired:
         self._change_nodes(store, changes, delta)
         if changes.node_addresses or changes.nodes:
             self.masquerade.update(store, delta)
-        self._change_classes(touched, delta, now)
+        classes = self._change_classes(touched, delta, now)
+        self.services.update(store, changes.services, classes, delta)
         # Those that are gone first: another may have their address, or their device's index, now.
         for number in sorted(touched - store.endpoints.keys()):
             self._drop_endpoint(number, delta, now)
@@ -335,7 +338,7 @@ class Desired:
         if changes.nodes or changes.node_addresses or changes.tunnel_device:
             self.nodes.update(store, delta)
 
-    def _change_classes(self, touched: set[int], delta: Delta, now: float) -> None:
+    def _change_classes(self, touched: set[int], delta: Delta, now: float) -> IPCacheDelta:
         changed = self.ipcache.resolve()
         for one in changed.classes_added:
             self._retiring_classes.pop(one, None)
@@ -348,6 +351,7 @@ class Desired:
         for prefix in changed.deletes:
             delta.peers.drop(_peer_key(prefix))
         self._change_own_classes(changed, touched, delta)
+        return changed
 
     def _change_own_classes(self, changed: IPCacheDelta, touched: set[int], delta: Delta) -> None:
         """An endpoint's entry names the classes of its own addresses, which are always known ones

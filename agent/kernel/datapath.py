@@ -49,6 +49,7 @@ AGENT_MAPS: Final = (
     "numbers",
     "peers",
     "tunnels",
+    "service_peers",
     "masquerade_exclude",
     "masquerade",
     "endpoints",
@@ -314,6 +315,8 @@ class Datapath:
             # After the peers that are reached by them: whose packets come is known by then.
             self._put("tunnels", MapDelta(peer_upserts(delta.tunnels.upserts)))
             self._delete("tunnels", peer_deletes(delta.tunnels.deletes))
+            self._put("service_peers", delta.service_peers)
+            self._delete("service_peers", delta.service_peers.deletes)
             # What is excluded is known before anything is translated.
             self._put("masquerade_exclude", delta.masquerade_exclude)
             self._put("masquerade", delta.masquerade)

@@ -122,7 +122,8 @@ class UdpFlow:
 class TcpFlow:
     """One connection on which both sides keep writing. Connects at once: raises OSError.
 
-    through: an address that the node translates to the destination's.
+    through: an address that the node translates to the destination's; through_port: its port, 0
+    for the same.
     """
 
     def __init__(
@@ -132,13 +133,15 @@ class TcpFlow:
         family: int,
         port: int = 9001,
         through: str = "",
+        through_port: int = 0,
     ) -> None:
         self.name = f"tcp {source.name} -> {destination.name} ipv{family}"
         inet = socket.AF_INET if family == 4 else socket.AF_INET6
         there, here = destination.address(family), source.address(family)
         with destination.namespace.run(partial(_listening, inet, there, port)) as listener:
             target = through or there
-            self.client = source.namespace.run(partial(_connected, inet, here, target, port))
+            to_port = through_port or port
+            self.client = source.namespace.run(partial(_connected, inet, here, target, to_port))
             self.server, _ = listener.accept()
         for end in (self.client, self.server):
             end.setblocking(False)

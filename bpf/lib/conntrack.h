@@ -6,7 +6,7 @@
 #pragma once
 #include "lib/ct_previous.h"
 #include "lib/packet.h"
-#include "lib/policy.h"
+#include "lib/service.h"
 #include "lib/telemetry.h"
 
 #define MAX_QUOTED_HEADERS 4
@@ -36,6 +36,7 @@ struct passage {
 	__u32 opener; /* origin of the packet that opened it */
 	__u32 far_end; /* for egress: the receiving endpoint of this node, else 0 */
 	struct steps is;
+	struct service_peers service; /* the remote address's, if it is one's */
 	struct ct_previous_value mirror;
 };
 
@@ -266,11 +267,12 @@ INLINE bool passed_on(struct ct_entry *entry, __u32 origin, const struct address
 }
 
 /* Finds the connection and decides; writes nothing but a renewed verdict.
- * The epoch was read before. Returns 0 or the drop reason; *found is the entry,
- * NULL where there is none yet or it is not to be used.
+ * The epoch was read before. stack: the packet goes to the node's stack, or comes
+ * from there. Returns 0 or the drop reason; *found is the entry, NULL where there
+ * is none yet or it is not to be used.
  */
 INLINE int check(struct __sk_buff *ctx, const struct packet *p, struct passage *s,
-		 struct ct_entry **found, __u64 epoch, const __u8 *probe)
+		 struct ct_entry **found, __u64 epoch, const __u8 *probe, bool stack)
 {
 	bool ingress = s->is.ingress;
 	struct ct_entry *entry = NULL;
@@ -335,6 +337,10 @@ INLINE int check(struct __sk_buff *ctx, const struct packet *p, struct passage *
 		s->is.fresh = opens(p);
 decide:
 	*found = entry;
+	s->service.count = 0;
+	if (stack && !s->is.opened_in && s->is.flags & CT_VIA_STACK) {
+		find_service(&s->service, &s->key.remote, s->key.remote_port, s->key.protocol);
+	}
 	forget_values();
 	/* For the side that opened the connection, whichever way this goes. */
 	if (s->is.opened_in ?
@@ -344,6 +350,8 @@ decide:
 		s->decision.identity = IDENTITY_UNKNOWN;
 		s->decision.own = IDENTITY_UNKNOWN;
 		s->decision.allowed = 1;
+	} else if (stack && s->service.count) {
+		decide_service(s->endpoint, s->key.protocol, &s->service, &s->decision);
 	} else {
 		/* A pod of this node has its class beside its policy, which is
 		 * nearer than the table of addresses.

@@ -164,6 +164,36 @@ enum reserved_rule {
 	RULE_CONTROL = 7, /* neighbour discovery, ARP, MLD */
 };
 
+/* ---- services --------------------------------------------------------- */
+
+enum service_limit {
+	SERVICE_PEERS = 4,
+};
+
+/* service_peers: a port of a service's address -> who is behind it. Egress policy
+ * speaks of these, but the node's stack (kube-proxy) chooses one only after it was
+ * asked: so a connection is allowed if it is allowed to each of them. A service
+ * with more kinds of peers has no entry, and its address is an address like others.
+ */
+struct service_key {
+	struct address address;
+	__u16 port; /* network order */
+	__u8 protocol;
+	__u8 pad;
+};
+
+struct service_peers {
+	/* The key repeated, so that a reader sees a reused element. */
+	struct address address;
+	__u16 service_port;
+	__u8 protocol;
+	__u8 pad;
+	__u32 count;
+	__u32 peer_class[4]; /* the first `count` of SERVICE_PEERS */
+	__u32 identity[4];
+	__u16 port[4]; /* of the peer, host order */
+};
+
 /* ---- other nodes ----------------------------------------------------- */
 
 /* tunnels: longest-prefix table with peer_key, addresses of other nodes and of

@@ -47,7 +47,7 @@ INLINE struct peer unknown_peer(__u8 version)
 	return peer ? *peer : none;
 }
 
-/* port in network order. */
+/* port in host order. */
 INLINE void decide(__u32 endpoint, bool ingress, struct decision *d)
 {
 	struct endpoint_policy *policy;

@@ -247,8 +247,8 @@ class World:
         places = self.maps["places"]
         keys = np.arange(places.capacity, dtype=np.uint32)
         places.update_packed(keys.tobytes(), bytes(places.capacity * places.value_stride))
-        for name in ("devices", "addresses", "endpoints", "peers", "policy", "masquerade",
-                     "masquerade_exclude"):  # fmt: skip
+        for name in ("devices", "addresses", "endpoints", "peers", "policy", "service_peers",
+                     "masquerade", "masquerade_exclude"):  # fmt: skip
             self.clear(name)
         self.forget()
         self.maps["config"].update(0, Config(MARK, PRIORITY, int(trace), swapped(TUNNEL_PORT)))

@@ -17,8 +17,9 @@ from bpf.maps import SPECS
 from policy.levels import ANY_PROTOCOL, mask
 from policy.model import Direction
 
-NAMES = ("numbers", "policy", "peers", "tunnels", "endpoints", "addresses", "devices", "places",
-         "epoch", "masquerade", "masquerade_exclude", "socket_endpoints", "namespaces")  # fmt: skip
+NAMES = ("numbers", "policy", "peers", "tunnels", "service_peers", "endpoints", "addresses",
+         "devices", "places", "epoch", "masquerade", "masquerade_exclude", "socket_endpoints",
+         "namespaces")  # fmt: skip
 
 
 class FakeMap:
@@ -167,6 +168,7 @@ def wanted(desired: Desired) -> dict[str, dict[bytes, bytes]]:
         },
         "peers": desired.peer_writes(),
         "tunnels": desired.tunnel_writes(),
+        "service_peers": desired.services.writes(),
         "endpoints": desired.endpoint_writes(),
         "addresses": desired.address_writes(),
         "devices": desired.device_writes(),
