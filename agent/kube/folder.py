@@ -13,7 +13,6 @@ The rules, for a source whose files come and go and break:
 
 from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Final
 
 from agent.core.events import (
     EndpointSliceRemoved,
@@ -39,10 +38,8 @@ from agent.core.events import (
     removed,
     upserted,
 )
-from agent.kube.last_good import Definition
+from agent.kube.last_good import REMEMBERED, Definition
 from agent.kube.translate import Ignored
-
-_REMEMBERED: Final = frozenset(("NetworkPolicy", "Namespace"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +128,7 @@ class Folder:
 
     def last_good(self) -> dict[str, list[Definition]]:
         """What is to be remembered: what keeps pods from others, and all that is in force although
-        its document is invalid. Of a pod that is forgotten nothing is allowed."""
+        its document is invalid."""
         return {
             path: found
             for path, file in self._files.items()
@@ -139,7 +136,7 @@ class Folder:
                 found := [
                     claim
                     for key, claim in file.claims.items()
-                    if key.kind in _REMEMBERED or key in file.retained
+                    if key.kind in REMEMBERED or key in file.retained
                 ]
             )
         }
@@ -175,7 +172,7 @@ class Folder:
             self._note_owners(path, changed, new)
             touched |= changed
             self.to_remember |= old.retained != new.retained or any(
-                key.kind in _REMEMBERED or key in new.retained for key in changed
+                key.kind in REMEMBERED or key in new.retained for key in changed
             )
         settled = (self._settle(key) for key in sorted(touched))
         events = [event for event in settled if event is not None]

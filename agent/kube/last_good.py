@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a folder of manifests said when it was last good, in a file: an agent that starts over a
-document that is invalid by now does not take back what was in force.
+"""What a source said when it was last good, in a file: an agent that starts over a document that is
+invalid by now does not take back what was in force.
 
 Facts are written as the manifests that they could have come from, so any release reads them.
 """
 
+import hashlib
 import json
 import logging
 from collections.abc import Iterable, Mapping
@@ -32,6 +33,10 @@ from policy.render import render_network_policy
 
 _log = logging.getLogger(__name__)
 
+REMEMBERED: Final = frozenset(("NetworkPolicy", "Namespace"))
+"""Kinds that keep pods from others. Of a pod that is forgotten nothing is allowed."""
+
+_UNUSABLE: Final = (OSError, ValueError, LookupError, TypeError, AttributeError)
 _SOME_TIME: Final = "1970-01-01T00:00:00Z"
 
 
@@ -39,46 +44,79 @@ class Definition(NamedTuple):
     """A valid definition of a resource, and where in its file it is."""
 
     fact: Fact
-    number: int
-    item: int | None
+    number: int = 1
+    item: int | None = None
 
 
 class LastGood:
-    """The file of one source. What another folder said is not for this one."""
+    """The file of one source. What another folder said is not for this one.
+
+    folder: a path, or the name of a source whose "files" are objects.
+    """
 
     def __init__(self, path: Path, folder: str) -> None:
         self._path = path
         self._folder = folder
+        self._texts: dict[str, tuple[list[Definition], str]] = {}
+        self._written = b""
 
     def load(self) -> dict[str, tuple[Definition, ...]]:
         """Definitions by the path of their manifest. What cannot be read is left out, and told."""
+        files: dict[str, tuple[Definition, ...]] = {}
         try:
-            found = json.loads(self._path.read_bytes())
-            if found["folder"] != self._folder:
-                return {}
-            return {
-                file: tuple(map(_definition, definitions))
-                for file, definitions in found["files"].items()
-            }
+            data = self._path.read_bytes()
+            self._written = _digest(data)
+            found = json.loads(data)
+            if found["folder"] == self._folder:
+                for file, entries in found["files"].items():
+                    read = [one for entry in entries for one in self._read(entry)]
+                    files[file] = tuple(read)
+                    if len(read) == len(entries):
+                        self._texts[file] = read, _named(file, entries)
         except FileNotFoundError:
-            return {}
-        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+            pass
+        except _UNUSABLE as error:
             _log.error("%s: %s; what is invalid now has no last good state", self._path, error)
-            return {}
+        return files
+
+    def _read(self, entry: Mapping[str, Any]) -> Iterable[Definition]:
+        """One, or none: another release may have understood more."""
+        try:
+            yield _definition(entry)
+        except _UNUSABLE as error:
+            _log.error("%s: %s; one resource has no last good state", self._path, error)
 
     def save(self, files: Mapping[str, Iterable[Definition]]) -> None:
-        """Raises StateFileError."""
-        value = {
-            "folder": self._folder,
-            "files": {
-                file: [
-                    {"document": one.number, "item": one.item, "object": manifest_of(one.fact)}
-                    for one in definitions
-                ]
-                for file, definitions in sorted(files.items())
-            },
-        }
-        write_durably(self._path, json.dumps(value).encode())
+        """Only what differs from the last time is rendered, and written only if something does.
+        Raises StateFileError."""
+        texts: dict[str, tuple[list[Definition], str]] = {}
+        for file, found in sorted(files.items()):
+            definitions = list(found)
+            known = self._texts.get(file)
+            texts[file] = (
+                known
+                if known is not None and known[0] == definitions
+                else (definitions, _named(file, map(_entry, definitions)))
+            )
+        self._texts = texts
+        body = ", ".join(text for _, text in texts.values())
+        value = f'{{"folder": {json.dumps(self._folder)}, "files": {{{body}}}}}'
+        digest = _digest(data := value.encode())
+        if digest != self._written:
+            write_durably(self._path, data)
+            self._written = digest
+
+
+def _digest(data: bytes) -> bytes:
+    return hashlib.blake2b(data).digest()
+
+
+def _named(file: str, entries: Iterable[Mapping[str, Any]]) -> str:
+    return f"{json.dumps(file)}: {json.dumps([*entries])}"
+
+
+def _entry(one: Definition) -> Mapping[str, Any]:
+    return {"document": one.number, "item": one.item, "object": manifest_of(one.fact)}
 
 
 def _definition(entry: Mapping[str, Any]) -> Definition:
