@@ -17,6 +17,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Final, TypeVar
 
+from agent.cleanup import LAST_GOOD
 from agent.cluster.collector import LEASE, Collector, Snapshot
 from agent.cluster.hooks import Hooks, NoPodCidrs
 from agent.cluster.node_keeper import NodeKeeper
@@ -170,8 +171,18 @@ class Membership:
         self._add("node", keeper.work, _KEEPER_PAUSE)
         self._add("policy events", reporter.work, _EVENTS_PAUSE)
         self._release = candidate.release
+
+        def settle() -> None:
+            with contextlib.suppress(LoopStopped, TimeoutError):
+                ask(lambda: None)
+
         self._source = ClusterSource(
-            self._access, name, lambda event: self._pass_on(event, loop, hooks), name=SOURCE
+            self._access,
+            name,
+            lambda event: self._pass_on(event, loop, hooks),
+            name=SOURCE,
+            last_good=self._config.state_dir / LAST_GOOD,
+            settle=settle,
         )
         self._source.start()
         for one in self._workers.values():

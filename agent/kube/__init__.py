@@ -11,4 +11,5 @@ when, and anything that changes the store. Nothing below this package knows whic
 came from, but for its name.
 
 From an API server's bytes to events: access, wire, translate_wire, following, reflector, cluster.
+What was last good is kept over a restart: last_good (the file); memory, keeper (of an API server).
 """

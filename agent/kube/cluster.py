@@ -4,6 +4,9 @@
 Each kind is followed in a thread of its own, so that none waits for another; one more thread says
 how the source is. Of pods only those of this node are asked for: what other nodes run is published
 by them (BristleEndpoint). While the server is away nothing is removed.
+
+What keeps pods from others is kept in a file besides, as it was when last valid
+(`agent.kube.memory`).
 """
 
 from __future__ import annotations
@@ -14,13 +17,17 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
+from pathlib import Path
 from typing import Final
 
 from agent.core.events import Event, Fact, ResourceKey
 from agent.kube.access import Access
 from agent.kube.following import Following
 from agent.kube.health import Health
+from agent.kube.keeper import Keeper
 from agent.kube.kinds import POD, WATCHED, Kind
+from agent.kube.last_good import REMEMBERED, LastGood
+from agent.kube.memory import Memory
 from agent.kube.reflector import Hooks, Reflector, Timing
 
 _log: Final = logging.getLogger(__name__)
@@ -35,6 +42,8 @@ class ClusterSource:
         block for long and must not raise.
     clock: seconds, monotonic. chance: 0 to 1. wait: sleeps for seconds or until `stop`, true at the
         end; None: the real one. Tests pass their own.
+    last_good: the file where the next agent finds what was last good; None: nowhere.
+    settle: returns once what was emitted is in force; nothing is written into that file before.
     """
 
     def __init__(
@@ -49,6 +58,8 @@ class ClusterSource:
         clock: Callable[[], float] = time.monotonic,
         chance: Callable[[], float] = random.random,
         wait: Callable[[float], bool] | None = None,
+        last_good: Path | None = None,
+        settle: Callable[[], None] = lambda: None,
     ) -> None:
         self._name = name
         self._emit = emit
@@ -57,7 +68,15 @@ class ClusterSource:
         self._stopping = threading.Event()
         self._news = threading.Condition()
         self._health = Health(name, (kind.plural for kind in kinds), timing.patience)
-        self._following = {kind: Following(name, kind) for kind in kinds}
+        self._keeper: Keeper | None = None
+        if last_good is not None:
+            file = LastGood(last_good, name)
+            self._keeper = Keeper(file, timing.remember, timing.remember_again, settle)
+        memory = self._keeper.memory if self._keeper else Memory({}, lambda: None)
+        self._following = {
+            kind: Following(name, kind, memory if kind.name in REMEMBERED else None)
+            for kind in kinds
+        }
         self._reflectors = {
             kind: Reflector(
                 access,
@@ -70,6 +89,7 @@ class ClusterSource:
             for kind, following in self._following.items()
         }
         self._threads: list[threading.Thread] = []
+        self._writer: threading.Thread | None = None
 
     @property
     def facts(self) -> Mapping[ResourceKey, Fact]:
@@ -93,6 +113,9 @@ class ClusterSource:
         ]
         for thread in self._threads:
             thread.start()
+        if self._keeper is not None:
+            self._writer = threading.Thread(target=self._keeper.run, name="remember", daemon=True)
+            self._writer.start()
 
     def stop(self) -> None:
         """Ends the threads. What was delivered stays in force. A thread that waits for a server
@@ -108,6 +131,9 @@ class ClusterSource:
             if thread.is_alive():
                 _log.info("%s still waits for the API server", thread.name)
         self._threads = []
+        if self._keeper is not None and self._writer is not None:
+            self._keeper.stop()
+            self._writer.join(_JOIN)
 
     # ---- how the source is -----------------------------------------------------------------------
 

@@ -34,6 +34,8 @@ class Timing:
     settled: a watch that has lived for so long went well.
     first_wait, longest_wait: before another attempt.
     patience: how long a kind may be out of touch before the source is stale.
+    remember: after a change, until what is now the last good state is written down;
+        remember_again: after that has failed.
     page: objects in one answer.
     """
 
@@ -43,6 +45,8 @@ class Timing:
     first_wait: float = 0.25
     longest_wait: float = 30.0
     patience: float = 10.0
+    remember: float = 1.0
+    remember_again: float = 60.0
     page: int = 500
 
 
