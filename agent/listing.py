@@ -71,6 +71,9 @@ class Listing:
         elif not known:
             state = "waiting-for-identity"
             reason = "the pod's labels are not known: all is denied but the node"
+        elif missing := desired.addresses.missing(key):
+            state = "waiting-for-identity"
+            reason = f"{missing}: all is denied but the node"
         surroundings = self._loop.surroundings
         if surroundings is not None and one.id in surroundings.gone:
             state, status = "disconnecting", ObjectState.PENDING

@@ -80,6 +80,14 @@ class AddressBook:
         owner = self._owner(address, claims) if claims else _NODE
         return None if _is_node(owner) else _named(owner)
 
+    def missing(self, pod: PodKey) -> str:
+        """What a pod here has to wait for, although its own labels are known; empty: nothing."""
+        if pod in self.wanted:
+            return "its labels have no identity number yet"
+        if self.identity_of(pod) == Reserved.INIT:
+            return f"the labels of namespace {pod[0]} are not known"
+        return ""
+
     def labels_of(self, pod: PodKey) -> LabelSet:
         """The label set of `identity_of`."""
         return self._who.get(pod, _INIT_IS)[1]
