@@ -152,11 +152,22 @@ class Listing:
                     str(one.resource or ""),
                     one.field,
                     one.message,
-                    one.resource is not None and one.resource in loop.store.policies,
+                    one.resource is not None and self._in_force(one.resource),
                 )
                 for _, one in sorted(loop.store.rejections.items(), key=lambda item: str(item[0]))
             ),
         )
+
+    def _in_force(self, key: ResourceKey) -> bool:
+        store = self._loop.store
+        match key.kind:
+            case "Pod":
+                return (key.namespace, key.name) in store.pods
+            case "Namespace":
+                return key.name in store.namespaces
+            case "Node":
+                return key.name in store.nodes
+        return key in store.policies
 
     def _policy(self, key: ResourceKey, policy: NetworkPolicy, endpoints: int) -> PolicyInfo:
         refused = self._loop.refused.get(key)

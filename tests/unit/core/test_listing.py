@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an endpoint is shown to wait for while it has identity init."""
+"""What an endpoint is shown to wait for while it has identity init, and what is in force of objects
+that are refused."""
 
+import threading
 from types import SimpleNamespace
 from typing import Any
 
@@ -8,9 +10,13 @@ from agent.core.events import (
     Namespace,
     NamespaceRemoved,
     NamespaceUpserted,
+    Node,
+    NodeUpserted,
+    Origin,
     Pod,
     PodUpserted,
     ResourceKey,
+    ResourceRejected,
 )
 from agent.listing import Listing
 from identity.labels import DEFAULT, pod_labels
@@ -42,3 +48,22 @@ def test_an_endpoint_with_identity_init_says_what_it_waits_for() -> None:
     assert shown() == ("ready", "")
     world.tell(NamespaceRemoved(SOURCE, ResourceKey("Namespace", "", "ns")))
     assert shown() == (waiting, "the labels of namespace ns are not known")
+
+
+def test_a_refused_object_of_any_kind_has_its_last_good_state_shown() -> None:
+    world = World()
+    loop: Any = SimpleNamespace(
+        store=world.store, desired=world.desired, refused={}, revision=1, synced=threading.Event()
+    )
+    world.tell(
+        NamespaceUpserted(SOURCE, Namespace("good")),
+        NodeUpserted(SOURCE, Node("good")),
+        PodUpserted(SOURCE, Pod("ns", "good")),
+    )
+    for kind, namespace in (("Namespace", ""), ("Node", ""), ("Pod", "ns")):
+        for name in ("good", "never"):
+            key = ResourceKey(kind, namespace, name)
+            world.tell(ResourceRejected(SOURCE, Origin(str(key)), "", "", key))
+    rejected = Listing(loop, DEFAULT).policies().rejected
+    assert len(rejected) == 6
+    assert all(one.last_good == one.resource.endswith("good") for one in rejected)
