@@ -119,6 +119,7 @@ class Watched:
     ) -> None:
         """Write what the changes come to; check each step, and what is there afterwards."""
         old_tables, old_classes = self._policy_state()
+        former = {number: one.addresses for number, one in self.desired.local.endpoints.items()}
         delta = self.desired.update(self.store, self.store.take_changes(), self.now)
         new_tables, new_classes = self._policy_state()
         chosen = probes.sample(ADDRESSES, 3) if probes else addresses
@@ -133,8 +134,10 @@ class Watched:
                             for classes in (old_classes, new_classes)
                         ]
                         # One fact: its old state or its new one, never a mixture; but one that
-                        # says which of two pods of a name is meant changes both of them.
-                        if events == 1 and address not in self._of_the_name(number):
+                        # says which of two pods of a name is meant changes both of them, and an
+                        # endpoint that becomes another leaves its own address.
+                        own = {*self._of_the_name(number), *former[number]}
+                        if events == 1 and address not in own:
                             states = [states[0], states[3]]
                         for protocol, port in PROBES:
                             if self.datapath.allows(
