@@ -20,6 +20,8 @@ pytestmark = pytest.mark.kernel
 SERVICE = {4: "10.96.0.10", 6: "fd00:96::10"}
 API = {4: "10.96.0.1", 6: "fd00:96::1"}
 """What leads to a process of another node itself, as `kubernetes.default` does."""
+NODE_PORT = 30080
+"""Of the other node, which leads to its own pod: as of a NodePort or a hostPort."""
 ASK: dict[str, Callable[..., str | None]] = {"tcp": ask_tcp, "udp": ask_udp}
 SHAPES = {
     "tunnel": Shape(mode="tunnel"),
@@ -54,6 +56,17 @@ table {ip} services {{
   }}
 }}
 """)
+            there = backend.address(family)
+            to = f"{there}:80" if family == 4 else f"[{there}]:80"
+            second.namespace.nft(f"""
+table {ip} ports {{
+  chain prerouting {{
+    type nat hook prerouting priority dstnat;
+    {ip} daddr {node} tcp dport {NODE_PORT} dnat to {to}
+    {ip} daddr {node} udp dport {NODE_PORT} dnat to {to}
+  }}
+}}
+""")
         with Server(backend.namespace), Server(second.namespace):
             yield World(cluster, client, backend)
 
@@ -79,6 +92,17 @@ def test_a_service_of_another_node_itself(world: World, protocol: str, family: i
 
 
 @families
+@protocols
+def test_a_port_of_another_node(world: World, protocol: str, family: int) -> None:
+    """Translated where the pod is, which sees the asking pod's own address."""
+    client, ask = world.client, ASK[protocol]
+    node = world.cluster.nodes["node-2"].addresses[family == 6]
+    for _ in range(2):
+        assert ask(client.namespace, node, NODE_PORT) == client.address(family)
+        assert ask(client.namespace, world.backend.address(family)) == client.address(family)
+
+
+@families
 def test_large_datagrams(world: World, family: int) -> None:
     """In fragments, whose first one tells the way for all."""
     assert ask_udp(world.client.namespace, SERVICE[family], size=4000)
@@ -96,6 +120,9 @@ def test_policy_of_both_ends(world: World, protocol: str, family: int) -> None:
     try:
         cluster.wait(lambda: ask(other.namespace, SERVICE[family]) is None, "the policy")
         assert ask(world.client.namespace, SERVICE[family]) == world.client.address(family)
+        node = cluster.nodes["node-2"].addresses[family == 6]
+        assert ask(other.namespace, node, NODE_PORT) is None
+        assert ask(world.client.namespace, node, NODE_PORT) == world.client.address(family)
     finally:
         cluster.set_policies([])
         cluster.delete_pod(other)
