@@ -244,6 +244,18 @@ KEYS: tuple[Key, ...] = (
         "1.0.0",
     ),
     Key(
+        "cni.chaining_mode",
+        kinds.choice("none", "portmap"),
+        "plugin that comes after bristle in that file; portmap: pods' hostPorts",
+        "none",
+    ),
+    Key(
+        "cni.bin_dir",
+        kinds.FOLDER,
+        "folder where the runtime finds plugins; looked into with cni.chaining_mode alone",
+        Path("/opt/cni/bin"),
+    ),
+    Key(
         "health.address",
         kinds.LISTEN_ADDRESS,
         "host:port of /healthz and /readyz; empty: not served",

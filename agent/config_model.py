@@ -68,11 +68,16 @@ class CniConfig:
     conf_dir: folder that the agent writes it to once it is ready; None: it writes none.
     exclusive: other networks' files there are set aside, and put back by `cleanup`.
     version: `cniVersion` of the file.
+    chaining_mode: `portmap`: the reference plugin of that name comes after bristle and serves pods'
+        hostPorts; `none`: bristle alone.
+    bin_dir: folder of the runtime's plugins as the agent sees it; looked into where others chain.
     """
 
     conf_dir: Path | None
     exclusive: bool
     version: str
+    chaining_mode: str
+    bin_dir: Path
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,8 +4,9 @@
 Written only once the datapath is in force, because a node counts as ready for pods from then on
 (kubelet: NetworkReady). Other networks' files in the folder are set aside when told to, by a
 suffix that runtimes do not read; what was done is written down first, so that clean-up takes back
-exactly that. Source: CNI spec 1.1.0, section 1; libcni reads `.conf`, `.conflist`, `.json` in the
-order of their names.
+exactly that. A plugin that chains is named in the file only while its executable is there: without
+it every ADD would fail, of pods that have no use for it, too. Source: CNI spec 1.1.0, section 1;
+libcni reads `.conf`, `.conflist`, `.json` in the order of their names.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import contextlib
 import json
 import logging
 import os
+import stat
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -27,6 +29,8 @@ log = logging.getLogger(__name__)
 FILE_NAME: Final = "05-bristle.conflist"
 RECORD: Final = "cni-files.json"
 ASIDE: Final = ".bristle-aside"
+PORTMAP: Final = "portmap"
+"""The value of `cni.chaining_mode`, the plugin's type and the name of its executable."""
 _READ_BY_RUNTIMES: Final = (".conf", ".conflist", ".json")
 
 
@@ -75,23 +79,42 @@ class Keeper:
             try:
                 for line in install(*self._arguments):
                     log.info("%s", line)
-                problem = None
+                problem = missing_plugin(self._arguments[0])
             except OSError as error:
                 problem = str(error)
             if problem != before:
+                if problem is not None:
+                    log.warning("%s", problem)
                 self._note(problem)
             self._stopped.wait(self._pause)
 
 
-def document(version: str, run_dir: Path, state_dir: Path) -> bytes:
-    """The file's content."""
-    plugin = {
-        "type": "bristle-cni",
-        "runDir": str(run_dir),
-        "stateDir": str(state_dir),
-    }
-    whole = {"cniVersion": version, "name": "bristle", "plugins": [plugin]}
+def document(config: CniConfig, run_dir: Path, state_dir: Path) -> bytes:
+    """The file's content, as things are now."""
+    plugins: list[dict[str, object]] = [
+        {"type": "bristle-cni", "runDir": str(run_dir), "stateDir": str(state_dir)}
+    ]
+    if config.chaining_mode == PORTMAP and missing_plugin(config) is None:
+        # snat: a pod also reaches itself by its hostPort, and the node does by 127.0.0.1.
+        plugins.append({"type": PORTMAP, "capabilities": {"portMappings": True}, "snat": True})
+    whole = {"cniVersion": config.version, "name": "bristle", "plugins": plugins}
     return json.dumps(whole, indent=2).encode() + b"\n"
+
+
+def missing_plugin(config: CniConfig) -> str | None:
+    """What is wrong with the executable that is to come after bristle's; None: nothing, or there
+    is to be none."""
+    if config.chaining_mode != PORTMAP:
+        return None
+    path = config.bin_dir / PORTMAP
+    try:
+        mode = path.stat().st_mode
+        wrong = "" if stat.S_ISREG(mode) and mode & 0o111 else "is no executable file"
+    except OSError as error:
+        wrong = f"cannot be used: {error.strerror}"
+    if not wrong:
+        return None
+    return f"cni.chaining_mode: {path} {wrong}; pods' hostPorts have no effect until it is there"
 
 
 def install(config: CniConfig, run_dir: Path, state_dir: Path) -> list[str]:
@@ -120,7 +143,7 @@ def _install(folder: Path, config: CniConfig, run_dir: Path, state_dir: Path) ->
     aside = [name for name in record.get("aside", []) if (folder / f"{name}{ASIDE}").exists()]
     record["aside"] = sorted({*aside, *others})
     _write(state_dir, record)
-    path, wanted = folder / FILE_NAME, document(config.version, run_dir, state_dir)
+    path, wanted = folder / FILE_NAME, document(config, run_dir, state_dir)
     with contextlib.suppress(FileNotFoundError):
         if path.read_bytes() == wanted:
             wanted = b""

@@ -57,7 +57,13 @@ _EVERYTHING: dict[str, Any] = {
     "identity": {"gc_interval": "1m30s", "grace": 600, "rest": "2h"},
     "log_level": "debug",
     "trace": True,
-    "cni": {"conf_dir": "/etc/cni/net.d", "exclusive": True, "version": "0.4.0"},
+    "cni": {
+        "conf_dir": "/etc/cni/net.d",
+        "exclusive": True,
+        "version": "0.4.0",
+        "chaining_mode": "portmap",
+        "bin_dir": "/usr/lib/cni",
+    },
     "health": {"address": ":9879"},
     "prometheus": {"address": "[::1]:9962"},
 }

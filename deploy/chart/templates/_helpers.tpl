@@ -56,6 +56,8 @@ cni:
   conf_dir: /host/etc/cni/net.d
   exclusive: {{ .Values.cni.exclusive }}
   version: {{ .Values.cni.version | quote }}
+  chaining_mode: {{ .Values.cni.chainingMode }}
+  bin_dir: /host/opt/cni/bin
 health:
   address: 127.0.0.1:{{ .Values.healthPort | int }}
 {{- if .Values.prometheus.enabled }}
@@ -163,4 +165,10 @@ volumeMounts:
     mountPath: /host/proc/sys/net
   - name: cni-conf
     mountPath: /host/etc/cni/net.d
+  {{- if eq .Values.cni.chainingMode "portmap" }}
+  # Whether the plugin is there.
+  - name: cni-bin
+    mountPath: /host/opt/cni/bin
+    readOnly: true
+  {{- end }}
 {{- end }}

@@ -38,6 +38,7 @@ SETS = [
     ["image.repository=example.org/bristle,image.tag=v1,imagePullSecrets=null"],
     ["k8sServiceHost=192.0.2.10,seLinuxOptions.type=spc_t,podLabels.a=b,podAnnotations.c=d"],
     ["cleanup=true"],
+    ["cni.chainingMode=portmap,cni.binPath=/usr/lib/cni"],
     ["resources=null,nodeSelector=null,cgroup.hostRoot=/sys/fs/cgroup/unified"],
     ["socketRedirect.enabled=true,socketRedirect.default=on"],
 ]  # fmt: skip
@@ -129,13 +130,26 @@ def test_values_reach_the_configuration() -> None:
     }  # fmt: skip
     assert config["masquerade"] == {"enabled": True, "exclude": ["10.1.0.0/16"]}
     assert config["cni"] == {
-        "conf_dir": "/host/etc/cni/net.d", "exclusive": False, "version": "1.0.0"
+        "conf_dir": "/host/etc/cni/net.d", "exclusive": False, "version": "1.0.0",
+        "chaining_mode": "none", "bin_dir": "/host/opt/cni/bin",
     }  # fmt: skip
     assert (config["devices"], config["mtu"]) == (["eth1"], 1400)
     assert config["bpf"] == {"ct_max": 2_000_000}
     assert config["prometheus"] == {"address": ":9962"}
     assert config["admission"] == {"x": 1}
     assert "pod_cidrs" not in config  # those of the Node
+
+
+def test_with_portmap_the_agent_sees_the_plugins_folder() -> None:
+    def mounts(*sets: str) -> dict[str, dict[str, Any]]:
+        (agent,) = pod(*sets)["containers"]
+        return {one["name"]: one for one in agent["volumeMounts"]}
+
+    config = yaml.safe_load(configuration("cni.chainingMode=portmap"))
+    assert config["cni"]["chaining_mode"] == "portmap"
+    seen = mounts("cni.chainingMode=portmap")["cni-bin"]
+    assert (seen["mountPath"], seen["readOnly"]) == (config["cni"]["bin_dir"], True)
+    assert "cni-bin" not in mounts()
 
 
 def test_another_configuration_is_another_pod() -> None:
@@ -254,7 +268,7 @@ def test_values_and_schema_name_the_same_things() -> None:
         ("kubeProxyReplacement=true", "only false is accepted (Not built yet.)"),
         ("policyAuditMode=true", "only false"),
         ("hubble.enabled=true", "only false"),
-        ("cni.chainingMode=portmap", "expected one of none"),
+        ("cni.chainingMode=flannel", "expected one of none, portmap"),
         ("routingMode=geneve", "expected one of tunnel, native"),
         ("tunnelPort=70000", "beyond the maximum"),
         ("tunnelPort=x", "expected integer"),
