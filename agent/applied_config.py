@@ -17,8 +17,8 @@ from agent.config_values import PortRange
 from agent.core.masquerade import Masquerading
 from agent.core.nodes import NodeBook, Routing
 from agent.kernel import sysctl
+from agent.kernel.default_routes import default_route_devices
 from agent.kernel.links import LinkError
-from agent.kernel.netlink import default_route_devices
 from agent.kernel.node_addresses import devices_with
 
 log = logging.getLogger("bristle")

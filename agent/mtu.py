@@ -7,8 +7,9 @@ import errno
 from collections.abc import Iterable, Sequence
 from typing import Final
 
+from agent.kernel.default_routes import default_route_mtu
 from agent.kernel.endpoint_store import EndpointRecord
-from agent.kernel.netlink import default_route_mtu, get_link
+from agent.kernel.netlink import get_link
 from agent.kernel.rtnl import RtnlError, RtnlSocket
 
 DEFAULT_MTU: Final = 1500

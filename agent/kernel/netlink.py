@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from ipaddress import (
     IPv4Address,
@@ -65,6 +65,7 @@ IFA_F_DEPRECATED = 0x20
 IFA_F_SECONDARY = IFA_F_TEMPORARY = 0x01  # of IPv4: not the first of its network; of IPv6
 
 RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_PRIORITY, RTA_PREFSRC, RTA_TABLE = 1, 4, 5, 6, 7, 15
+RTA_MULTIPATH, RTA_NH_ID = 9, 30
 RTNH_F_ONLINK = 0x4
 RTN_UNICAST, RTN_LOCAL, RTN_UNREACHABLE = 1, 2, 7
 RT_TABLE_MAIN = 254
@@ -80,6 +81,7 @@ ROUTE_PROTOCOL = 178
 _LINK = struct.Struct("=BxHiII")
 _ADDRESS = struct.Struct("=BBBBI")
 _ROUTE = struct.Struct("=BBBBBBBBI")
+_NEXT_HOP = struct.Struct("=HBBi")  # struct rtnexthop
 _NEIGHBOUR = struct.Struct("=BxHiHBB")
 
 
@@ -117,7 +119,8 @@ class InterfaceAddress:
 @dataclass(frozen=True, slots=True)
 class Route:
     """A route: `gateway` None for on-link ones, `device` 0 where it has none; `source` is the
-    address that the node's own packets get, None where nothing is said."""
+    address that the node's own packets get, None where nothing is said. `devices` are those of all
+    next hops, also of several; `nexthop` is the id of the object that tells them, or 0."""
 
     destination: IPNetwork | None
     gateway: IPAddress | None
@@ -127,6 +130,8 @@ class Route:
     metric: int
     protocol: int
     source: IPAddress | None = None
+    devices: tuple[int, ...] = ()
+    nexthop: int = 0
 
 
 def family_of(address: IPAddress | IPNetwork) -> int:
@@ -385,16 +390,29 @@ def read_route(message: Message) -> Route:
     network: type[IPv4Network] | type[IPv6Network]
     network = IPv4Network if family == AF_INET else IPv6Network
     gateway, source = found.get(RTA_GATEWAY), found.get(RTA_PREFSRC)
+    device = number(found, RTA_OIF)
     return Route(
         destination=network((found[RTA_DST], length)) if RTA_DST in found else None,
         gateway=ip_address(gateway) if gateway else None,
-        device=number(found, RTA_OIF),
+        device=device,
         scope=scope,
         kind=kind,
         metric=number(found, RTA_PRIORITY),
         protocol=protocol,
         source=ip_address(source) if source else None,
+        devices=(device,) if device else tuple(_next_hops(found.get(RTA_MULTIPATH, b""))),
+        nexthop=number(found, RTA_NH_ID),
     )
+
+
+def _next_hops(data: bytes) -> Iterator[int]:
+    """The devices of RTA_MULTIPATH; a malformed tail is left out."""
+    while len(data) >= _NEXT_HOP.size:
+        length, _, _, device = _NEXT_HOP.unpack_from(data)
+        if length < _NEXT_HOP.size:
+            return
+        yield device
+        data = data[(length + 3) & ~3 :]
 
 
 def route_to(netlink: RtnlSocket, address: IPAddress) -> Route:
@@ -422,30 +440,6 @@ def list_routes(
     # Without any route in the table the kernel says ENOENT.
     request = Request(RTM_GETROUTE, 0, payload, "list routes", frozenset({errno.ENOENT}))
     return [read_route(message) for message in netlink.dump(request)]
-
-
-def default_route_mtu() -> int:
-    """MTU of the device that packets to anywhere leave by: of the IPv4 default route that is
-    preferred, or of the IPv6 one. 0 where there is none. Raises RtnlError."""
-    return next((link.mtu for link in default_route_devices()), 0)
-
-
-def default_route_devices() -> list[Link]:
-    """The devices that packets to anywhere leave by: of the preferred default route of IPv4, and of
-    IPv6 if that is another one. Raises RtnlError."""
-    devices: dict[int, Link] = {}
-    with RtnlSocket() as netlink:
-        links = {link.index: link for link in list_links(netlink)}
-        for family in (AF_INET, AF_INET6):
-            found = [
-                route
-                for route in list_routes(netlink, family)
-                if route.destination is None and route.kind == RTN_UNICAST and route.device in links
-            ]
-            if found:
-                link = links[min(found, key=lambda route: route.metric).device]
-                devices[link.index] = link
-    return list(devices.values())
 
 
 def add_neighbour(address: IPAddress, mac: str, device: int) -> Request:

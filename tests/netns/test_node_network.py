@@ -129,21 +129,6 @@ def test_node_addresses_and_their_changes(node: Netns) -> None:
     assert not any("169.254" in str(event) for event in events)
 
 
-def test_the_mtu_of_the_default_route(node: Netns) -> None:
-    assert node.run(netlink.default_route_mtu) == 0
-    for name, mtu in (("up0", "1380"), ("up1", "1390"), ("up2", "1410")):
-        node.ip("link", "add", name, "mtu", mtu, "type", "veth", "peer", "name", f"far-{name}")
-        node.ip("link", "set", name, "up")
-        node.ip("link", "set", f"far-{name}", "up")
-    node.ip("-6", "route", "add", "default", "dev", "up2")
-    assert node.run(netlink.default_route_mtu) == 1410
-    node.ip("route", "add", "default", "dev", "up1", "metric", "200")
-    node.ip("route", "add", "10.0.0.0/8", "dev", "up2")
-    assert node.run(netlink.default_route_mtu) == 1390
-    node.ip("route", "add", "default", "dev", "up0", "metric", "100")
-    assert node.run(netlink.default_route_mtu) == 1380
-
-
 def test_the_network_is_as_narrow_as_its_narrowest_uplink(node: Netns) -> None:
     for name, mtu in (("up0", "1380"), ("up1", "1410")):
         node.ip("link", "add", name, "mtu", mtu, "type", "veth", "peer", "name", f"far-{name}")
