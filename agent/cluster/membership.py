@@ -26,7 +26,7 @@ from agent.cluster.policy_events import KIND, PolicyReporter
 from agent.cluster.publisher import Publisher
 from agent.cluster.registry import ApiRegistry
 from agent.config import Config
-from agent.core.events import Event, Node, NodeUpserted, ResourceKey
+from agent.core.events import Event, Node, NodeUpserted, NodeWithdrawn, ResourceKey
 from agent.core.publication import PodPublication, publications
 from agent.core.store import PodKey
 from agent.kube.access import Access
@@ -74,6 +74,7 @@ class Membership:
         self._registry = ApiRegistry(self._access, config.node_name)
         self._source: ClusterSource | None = None
         self._publisher: Publisher | None = None
+        self._keeper: NodeKeeper | None = None
         self._workers: dict[str, Periodic] = {}
         self._release: Callable[[], None] = lambda: None
         self._cidrs: tuple[str, ...] = ()
@@ -149,7 +150,7 @@ class Membership:
             self._config.identity.grace,
         )
         routing = self._config.routing
-        keeper = NodeKeeper(
+        self._keeper = NodeKeeper(
             self._registry,
             hooks.ready,
             lambda: ask(lambda: _used(loop)),
@@ -168,7 +169,7 @@ class Membership:
 
         self._add("election", elect, LEASE_SECONDS / 5)
         self._add("identities", collector.work, self._config.identity.gc_interval)
-        self._add("node", keeper.work, _KEEPER_PAUSE)
+        self._add("node", self._keeper.work, _KEEPER_PAUSE)
         self._add("policy events", reporter.work, _EVENTS_PAUSE)
         self._release = candidate.release
 
@@ -218,7 +219,16 @@ class Membership:
     def _pass_on(self, event: Event, loop: Loop, hooks: Hooks) -> None:
         if isinstance(event, NodeUpserted) and event.node.name == self._config.node_name:
             self._follow_own_node(event.node, loop, hooks)
+        if isinstance(event, NodeWithdrawn) and event.key.name == self._config.node_name:
+            self._restore_own_word()
         loop.post(event)
+
+    def _restore_own_word(self) -> None:
+        """Somebody deleted this node's BristleNode. Where it went with the Node itself, it is not
+        written before there is one again."""
+        assert self._keeper is not None
+        self._keeper.lost()
+        self._workers["node"].wake()
 
     def _follow_own_node(self, node: Node, loop: Loop, hooks: Hooks) -> None:
         """Other CIDRs hold for pods that come; those that are there keep their addresses."""

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Mapping
 from typing import Final, Protocol
@@ -69,15 +70,24 @@ class NodeKeeper:
         self._clock = clock
         self._monotonic = monotonic
         self._told: tuple[Node, BristleNodeSpec, BristleNodeStatus] | None = None
-        self._told_at = 0.0
+        self._told_at: float | None = None
+        """None: it is to be told, whatever was told before."""
+        self._lost = threading.Event()
+
+    def lost(self) -> None:
+        """What was told is gone: tell it again when `work` is called next. From any thread."""
+        self._lost.set()
 
     def work(self) -> float | None:
         """Look, and write what differs; gives the seconds after which to look again, if soon.
 
         Raises ApiError.
         """
+        if self._lost.is_set():
+            self._lost.clear()
+            self._told_at = None
         good, why = self._ready()
-        if not good and self._told is not None and self._said(good, why) is not None:
+        if not good and self._told_at is not None and self._said(good, why) is not None:
             return READY_PAUSE
         node = self._registry.node()
         self._registry.node_ip = node.addresses[0] if node.addresses else ""
@@ -101,7 +111,7 @@ class NodeKeeper:
             capacity={name: Capacity(*pair) for name, pair in self._used().items()},
             version=self._version,
         )
-        if self._told is not None:
+        if self._told is not None and self._told_at is not None:
             fresh = self._monotonic() - self._told_at < CAPACITY_SECONDS
             former = msgspec.structs.replace(self._told[2], capacity=status.capacity)
             if (node, spec, status) == (*self._told[:2], former) and fresh:

@@ -108,6 +108,21 @@ def test_the_node_is_open_once_pods_can_be_served(lab: Lab) -> None:
     assert status["capacity"]["endpoints"]["max"] == 4096
 
 
+def test_a_deleted_bristlenode_comes_back(lab: Lab) -> None:
+    """By hand, the Node being there; without waiting for the next time that figures are told."""
+
+    def told() -> list[dict[str, Any]]:
+        return [one for one in lab.api.objects("BristleNode") if one.get("status")]
+
+    until(told, "BristleNode with its status")
+    (before,) = told()
+    lab.api.delete("BristleNode", "node-1")
+    until(told, "it to come back", 5)
+    (after,) = told()
+    assert after["metadata"]["uid"] != before["metadata"]["uid"]
+    assert after["spec"] == before["spec"]
+
+
 def test_with_the_server_away_everything_goes_on(lab: Lab) -> None:
     server = lab.add_pod("shop", "db", {"app": "db"})
     client = lab.add_pod("shop", "web", {"app": "web"})

@@ -112,3 +112,21 @@ def test_what_could_not_be_told_is_told_the_next_time() -> None:
     world.failing = False
     world.keeper.work()
     assert len(world.told) == 1
+
+
+@pytest.mark.parametrize("ready", [True, False])
+def test_what_somebody_deleted_is_told_again_at_once(ready: bool) -> None:
+    world = World()
+    world.ready = (ready, "so")
+    world.keeper.work()
+    world.keeper.work()
+    assert len(world.told) == 1
+    world.keeper.lost()
+    world.failing = True
+    with pytest.raises(ApiError):
+        world.keeper.work()
+    world.failing = False
+    world.now = 1.0
+    world.keeper.work()
+    world.keeper.work()
+    assert len(world.told) == 2 and world.told[0] == world.told[1]
