@@ -32,8 +32,6 @@ READY_PAUSE: Final = 0.25
 class NodeRegistry(Protocol):
     """The part of the registry that is used here."""
 
-    node_ip: str
-
     def node(self) -> Node: ...
 
     def open_for_pods(self) -> None: ...
@@ -90,7 +88,6 @@ class NodeKeeper:
         if not good and self._told_at is not None and self._said(good, why) is not None:
             return READY_PAUSE
         node = self._registry.node()
-        self._registry.node_ip = node.addresses[0] if node.addresses else ""
         if good:
             self._registry.open_for_pods()
         self._describe(node, good, why)

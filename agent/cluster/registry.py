@@ -63,8 +63,6 @@ class ApiRegistry:
         self._node_name = node_name
         self._clock = clock
         self._notices = Notices(self.resources.events, node_name, clock, time.monotonic)
-        self.node_ip = ""
-        """Of this node, for what is published; empty while it is not known."""
 
     # ---- identities --------------------------------------------------------------------------
 
@@ -144,7 +142,7 @@ class ApiRegistry:
 
     def put(self, wanted: PublishedEndpoint) -> None:
         """Create or replace what is published of a pod."""
-        made = _endpoint(wanted, self.node_ip)
+        made = _endpoint(wanted)
         for _ in range(_ATTEMPTS):
             try:
                 self.resources.endpoints.create(made)
@@ -257,7 +255,7 @@ def _identity(number: int, labels: LabelSet) -> BristleIdentity:
     return BristleIdentity(metadata=metadata, security_labels=dict(labels))
 
 
-def _endpoint(wanted: PublishedEndpoint, node_ip: str) -> BristleEndpoint:
+def _endpoint(wanted: PublishedEndpoint) -> BristleEndpoint:
     owners = None
     if wanted.pod_uid:
         owners = (
@@ -268,7 +266,7 @@ def _endpoint(wanted: PublishedEndpoint, node_ip: str) -> BristleEndpoint:
         spec=EndpointSpec(
             identity=wanted.identity,
             addresses=tuple(EndpointAddress(one) for one in wanted.ips),
-            node=EndpointNode(wanted.node_name, node_ip),
+            node=EndpointNode(wanted.node_name, wanted.node_ip),
             endpointID=wanted.endpoint,
             ipv4=next((one for one in wanted.ips if ":" not in one), ""),
             ipv6=next((one for one in wanted.ips if ":" in one), ""),

@@ -300,6 +300,8 @@ class Desired:
             mine = published is not None and published.node_name == self.nodes.name
             if mine or store.endpoints_of(key):
                 self.to_publish.add(key)
+        if self.nodes.name in changes.nodes:  # its address is told with every pod
+            self.to_publish.update(one.pod_key for one in store.endpoints.values())
         if changes.identities:
             here = {one.pod_key for one in store.endpoints.values()}
             self.to_publish.update(

@@ -121,6 +121,7 @@ class PublishedEndpoint:
     ips: the pod's addresses in canonical text, at most one of each family.
     node_name: the node that published it; that of this node are its own work.
     pod_uid: of the pod that it is about; another pod of the same name has another.
+    node_ip: the node's first address, as told; empty: none.
     """
 
     namespace: str
@@ -131,6 +132,7 @@ class PublishedEndpoint:
     ports: tuple[NamedPort, ...] = ()
     node_name: str = ""
     pod_uid: str = ""
+    node_ip: str = ""
 
     @property
     def key(self) -> ResourceKey:

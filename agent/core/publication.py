@@ -72,7 +72,10 @@ def publication(
         return PodPublication(key, observed, observed, labels)
     if number == Reserved.INIT:  # its namespace is not known yet
         return PodPublication(key, observed, observed)
-    first = endpoints[0]
+    first, node = endpoints[0], store.nodes.get(node_name)
+    node_ip = observed.node_ip if observed is not None else ""
+    if node is not None and node.addresses:
+        node_ip = node.addresses[0]
     wanted = PublishedEndpoint(
         namespace=key[0],
         name=key[1],
@@ -82,6 +85,7 @@ def publication(
         ports=pod.ports,
         node_name=node_name,
         pod_uid=pod.uid,
+        node_ip=node_ip,
     )
     if observed is not None and not (observed.pod_uid and pod.uid):
         wanted = replace(wanted, pod_uid=observed.pod_uid)

@@ -2,6 +2,7 @@
 """Nodes, and what agents publish for each other (group bristle.io), to facts. Pure."""
 
 from collections.abc import Iterator, Mapping
+from sys import intern
 
 from agent.core.events import (
     Node,
@@ -97,6 +98,7 @@ def translate_endpoint(obj: Object, key: ResourceKey) -> PublishedEndpoint:
         ports=_endpoint_ports(spec),
         node_name=dns_name(node, "name", "spec.node.name"),
         pod_uid=_pod_uid(mapping_field(obj, "metadata", "metadata")),
+        node_ip=intern(text_field(node, "ip", "spec.node.ip")),
     )
 
 

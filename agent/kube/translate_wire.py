@@ -175,6 +175,7 @@ def _endpoint(raw: bytes | Raw) -> PublishedEndpoint:
         ports=_endpoint_ports(spec.namedPorts) if spec.namedPorts else (),
         node_name=_name((spec.node.name if spec.node else "") or ""),
         pod_uid=_pod_uid(obj.metadata.ownerReferences),
+        node_ip=intern((spec.node.ip if spec.node else "") or ""),
     )
 
 

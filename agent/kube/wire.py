@@ -141,6 +141,7 @@ class EndpointPort(msgspec.Struct, gc=False):
 
 class EndpointNode(msgspec.Struct, gc=False):
     name: str | None = None
+    ip: str | None = None
 
 
 class EndpointSpec(msgspec.Struct):

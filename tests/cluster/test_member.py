@@ -11,8 +11,9 @@ from typing import Any
 import grpc
 import pytest
 
-from bench.lab import manifests
+from bench.lab import api_source, manifests
 from bench.lab.node import POD_CIDRS, Lab
+from bench.lab.station import NODE4, NODE6
 from bench.lab.talk import Server, ask_udp
 
 pytestmark = pytest.mark.kernel
@@ -121,6 +122,22 @@ def test_a_deleted_bristlenode_comes_back(lab: Lab) -> None:
     (after,) = told()
     assert after["metadata"]["uid"] != before["metadata"]["uid"]
     assert after["spec"] == before["spec"]
+
+
+def test_another_address_of_the_node_is_told_with_its_pods(lab: Lab) -> None:
+    for name in ("db", "web"):
+        lab.add_pod("shop", name, {"app": name})
+
+    def told() -> list[tuple[str, str]]:
+        found = lab.api.objects("BristleEndpoint")
+        return [(one["spec"]["node"].get("ip", ""), one["metadata"]["uid"]) for one in found]
+
+    until(lambda: [ip for ip, _ in told()] == [NODE4, NODE4], "both to be published")
+    before = told()
+    node = api_source.node("node-1", ["192.0.2.77", NODE6], POD_CIDRS)
+    lab.api.load([{**node, "metadata": {**node["metadata"], "uid": "uid-node-1"}}])
+    moved = [("192.0.2.77", uid) for _, uid in before]
+    until(lambda: told() == moved, "the other address, in the same objects")
 
 
 def test_with_the_server_away_everything_goes_on(lab: Lab) -> None:

@@ -21,7 +21,6 @@ class World:
         self.ready = (True, "ok")
         self.used = {"policy": (1, 100)}
         self.current = NODE
-        self.node_ip = ""
         self.opened = 0
         self.failing = False
         self.told: list[tuple[BristleNodeSpec, BristleNodeStatus]] = []
@@ -60,7 +59,6 @@ def test_how_it_is_reached(mode: str, port: int, encapsulation: Encapsulation | 
     assert [one.ip for one in spec.addresses] == ["192.0.2.1", "2001:db8::1"]
     assert spec.podCIDRs == ("10.1.0.0/24",)
     assert [(one.type, one.status) for one in status.conditions] == [("Ready", "True")]
-    assert world.node_ip == "192.0.2.1"
 
 
 def test_the_same_is_told_once_and_figures_of_tables_now_and_then() -> None:

@@ -18,6 +18,8 @@ from agent.core.events import (
     IdentityWithdrawn,
     Namespace,
     NamespaceUpserted,
+    NodeRemoved,
+    NodeUpserted,
     Pod,
     PodRemoved,
     PodUpserted,
@@ -26,6 +28,7 @@ from agent.core.events import (
     PublishedIdentity,
     ResourceKey,
 )
+from agent.core.events import Node as NodeFact
 from agent.core.nodes import NodeBook
 from agent.core.numbers import Numbers
 from agent.core.publication import PodPublication, publications
@@ -139,6 +142,35 @@ class Node:
         pod = Pod("ns", name, uid=f"uid-{name}", labels=labels, node_name="here", ips=(address,))
         self.store.put_endpoint(endpoint(number, "ns", name, address))
         self.tell(PodUpserted(SOURCE, pod))
+
+
+def test_the_nodes_address_is_told_again_when_it_is_another() -> None:
+    node = Node()
+    node.run("web", 1, "10.0.0.1", app="web")
+    node.run("db", 2, "10.0.0.2", app="db")
+    node.tell(NodeUpserted(SOURCE, NodeFact("here", "uid", ("192.0.2.1", "2001:db8::1"))))
+    node.settle()
+
+    def told() -> set[str]:
+        return {one.node_ip for one in node.cluster.endpoints.values()}
+
+    assert told() == {"192.0.2.1"}
+    node.cluster.writes.clear()
+    # The first one alone is told; another node's is none of theirs; none at all is no news.
+    for fact in (
+        NodeFact("here", "uid", ("192.0.2.1",), ("10.0.0.0/24",)),
+        NodeFact("there", "uid-2", ("192.0.2.3",)),
+        NodeFact("here", "uid"),
+    ):
+        node.tell(NodeUpserted(SOURCE, fact))
+        node.settle()
+    node.tell(NodeRemoved(SOURCE, ResourceKey("Node", "", "here")))
+    node.settle()
+    assert node.cluster.writes == [] and told() == {"192.0.2.1"}
+    node.tell(NodeUpserted(SOURCE, NodeFact("here", "uid", ("192.0.2.9",))))
+    node.settle()
+    assert sorted(one.split()[1] for one in node.cluster.writes) == ["db", "web"]
+    assert told() == {"192.0.2.9"}
 
 
 def test_a_number_first_and_then_the_pod() -> None:

@@ -118,6 +118,7 @@ def test_an_endpoint_of_another_node() -> None:
         ips=("10.244.2.9", "fd00::9"),
         ports=(NamedPort("dns", 17, 53),),
         node_name="node-2",
+        node_ip="192.0.2.2",
     )
 
 
