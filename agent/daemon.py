@@ -33,13 +33,11 @@ from agent.cleanup import (
     LAST_GOOD,
     LOCK,
     MOUNT,
-    NETWORKS,
     StartError,
     cleanup,
     device_tag,
     only_agent,
     record_uplinks,
-    recorded_networks,
     recorded_uplinks,
 )
 from agent.cluster.hooks import Hooks, NoPodCidrs
@@ -66,13 +64,14 @@ from agent.kernel.node_addresses import (
     node_addresses,
     uplink_addresses,
 )
-from agent.kernel.podnet import PodNetwork, protect_blocks
+from agent.kernel.podnet import PodNetwork
 from agent.kernel.rtnl import RtnlError
 from agent.kernel.syscall import BpfError
 from agent.kube.manifests import ManifestSource
 from agent.log_ring import LogRing
 from agent.loop import Loop, LoopStopped
 from agent.mtu import oversized, underlay_mtu
+from agent.protection import Protection
 from agent.redirect import Redirect
 from agent.rpc.cni_server import SOCKET_NAME as CNI_SOCKET
 from agent.rpc.cni_server import CniServer, SocketBusy
@@ -235,9 +234,10 @@ def _run(config: Config, stopping: threading.Event, failed: threading.Event, rin
         settings = sysctl.SysctlJournal(config.state_dir / "sysctls.json", boot_id)
         settings.open()
         sysctl.enable_forwarding(settings, config.devices)
-        _protect_blocks(config.state_dir, cidrs)
+        protection = Protection(config.state_dir)
+        protection.set_blocks(cidrs)
         interconnect.open()
-        watch = _AddressWatch(loop, config.devices)
+        watch = _AddressWatch(loop, config.devices, protection.follow)
         monitor = NetworkMonitor(watch.on_event)
         watch.read()
 
@@ -267,7 +267,7 @@ def _run(config: Config, stopping: threading.Event, failed: threading.Event, rin
         events = datapath.map("events")
         reader = RingReader.open(events.fd, events.capacity, hub.handle)
         view.further_problems = lambda: {
-            **interconnect.problems, **oversized(records, interconnect.mtu)
+            **interconnect.problems, **oversized(records, interconnect.mtu), **protection.problems
         }  # fmt: skip
         view.redirect = redirect
         view.failed_records = lambda: reader.counters.records_failed
@@ -289,7 +289,7 @@ def _run(config: Config, stopping: threading.Event, failed: threading.Event, rin
             def set_blocks(wanted: Sequence[str]) -> None:
                 pool.set_blocks(wanted)
                 book.set_pod_cidrs([ip_network(one) for one in wanted])
-                _protect_blocks(config.state_dir, wanted)
+                protection.set_blocks(wanted)
 
             member.start(loop, Hooks(set_blocks, view.healthy))
             stack.callback(member.stop)
@@ -348,9 +348,10 @@ class _AddressWatch:
     """Has the loop read the node's addresses again after a change: all of them, because another
     device may have the same one, and once for however many changes came together."""
 
-    def __init__(self, loop: Loop, uplinks: Sequence[str]) -> None:
+    def __init__(self, loop: Loop, uplinks: Sequence[str], then: Callable[[], None]) -> None:
         self._loop = loop
         self._uplinks = uplinks
+        self._then = then
         self._asked = threading.Event()
 
     def on_event(self, event: NetworkEvent) -> None:
@@ -369,8 +370,9 @@ class _AddressWatch:
         self._asked.clear()  # first: what comes from now on is read by the next one
         try:
             self.read()
+            self._then()
         except OSError as error:
-            log.error("the node's addresses cannot be read: %s", error)
+            log.error("the node's addresses cannot be followed: %s", error)
 
 
 def _serve_metrics(address: tuple[str, int], view: View) -> WebServer:
@@ -408,16 +410,6 @@ def _keep_runtime_file(config: Config, loop: Loop) -> runtime_config.Keeper:
     return runtime_config.Keeper(
         config.cni, config.run_dir, config.state_dir, ready=loop.synced, note=note
     )
-
-
-def _protect_blocks(state_dir: Path, cidrs: Sequence[str]) -> None:
-    """Unreachable routes for the pod CIDRs; those of CIDRs no longer in use go. They are written
-    down, so that `cleanup` knows them without a configuration."""
-    wanted = [ip_network(one) for one in cidrs]
-    former = recorded_networks(state_dir)
-    write_durably(state_dir / NETWORKS, json.dumps(list(map(str, wanted))).encode())
-    protect_blocks([one for one in former if one not in wanted], install=False)
-    protect_blocks(wanted, install=True)
 
 
 def _member(config: Config) -> Membership | None:

@@ -251,12 +251,18 @@ class EndpointManager:
             )
         endpoint = self._new_id()
         try:
-            held = self._pool.allocate(owner)
+            held = self._pool.allocate(owner, self._is_nodes)
         except PoolExhausted as error:
             raise CniError(ErrorCode.ADDRESSES_EXHAUSTED, str(error)) from error
         self._reserved[endpoint] = owner
         addition.place = _Place(endpoint, held.ipv4, held.ipv6)
         return addition.place
+
+    def _is_nodes(self, address: IPv4Address | IPv6Address) -> bool:
+        """In the loop: whether a node has it, whose addresses are not to be in `pod_cidrs`."""
+        desired, text = self._loop.desired, str(address)
+        own = self._loop.store.nodes.get(desired.nodes.name)
+        return desired.addresses.is_nodes(text) or (own is not None and text in own.addresses)
 
     def _new_id(self) -> int:
         """An id that no endpoint has, and that is no reserved origin (enum origin); with a slot of

@@ -88,6 +88,10 @@ class AddressBook:
             return f"the labels of namespace {pod[0]} are not known"
         return ""
 
+    def is_nodes(self, address: str) -> bool:
+        """Whether this node's stack or another node has an address."""
+        return any(map(_is_node, self._claims.get(address, ())))
+
     def labels_of(self, pod: PodKey) -> LabelSet:
         """The label set of `identity_of`."""
         return self._who.get(pod, _INIT_IS)[1]

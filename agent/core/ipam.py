@@ -12,7 +12,7 @@ or ARP entry seldom meets a new pod.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from ipaddress import (
     IPv4Address,
@@ -38,9 +38,10 @@ class PoolConfigError(ValueError):
 class PoolExhausted(RuntimeError):
     """Every address of one family is taken."""
 
-    def __init__(self, cidrs: tuple[str, ...], used: int, capacity: int) -> None:
+    def __init__(self, cidrs: tuple[str, ...], used: int, capacity: int, avoided: int) -> None:
+        others = f" and {avoided} are others'" if avoided else ""
         super().__init__(
-            f"no free address in {', '.join(cidrs)}: {used} of {capacity} are in use; "
+            f"no free address in {', '.join(cidrs)}: {used} of {capacity} are in use{others}; "
             "add a block to pod_cidrs or delete pods"
         )
         self.cidrs = cidrs
@@ -121,17 +122,20 @@ class _Family:
     def contains(self, address: IPAddress) -> bool:
         return any(block.number(address) is not None for block in self.blocks)
 
-    def peek(self) -> IPAddress:
+    def peek(self, avoid: Callable[[IPAddress], bool]) -> IPAddress:
         """The next address to give out. Raises PoolExhausted."""
         for block in self.blocks:
             while block.fresh < block.end:
                 address = block.address(block.fresh)
                 if address not in self.taken and address not in self.resting:
-                    return address
+                    if not avoid(address):
+                        return address
+                    self.rest(address)  # it may become free; others come before
                 block.fresh += 1
         for address in self.resting:
-            return address
-        raise PoolExhausted(self.cidrs, len(self.taken), self.capacity)
+            if not avoid(address):
+                return address
+        raise PoolExhausted(self.cidrs, len(self.taken), self.capacity, len(self.resting))
 
     def take(self, address: IPAddress, owner: str) -> None:
         self.taken[address] = owner
@@ -182,15 +186,18 @@ class AddressPool:
             self._hold(address, owner)
         self.rest(rested)
 
-    def allocate(self, owner: str) -> Allocation:
+    def allocate(
+        self, owner: str, avoid: Callable[[IPAddress], bool] = lambda address: False
+    ) -> Allocation:
         """One address of each family for `owner`; the same ones where it holds some already.
 
-        Raises PoolExhausted, and then has taken nothing.
+        avoid: whether an address is somebody else's now, and not to be given out. Raises
+        PoolExhausted, and then has taken nothing.
         """
         held = self._owners.get(owner)
         if held is not None:
             return held
-        chosen = {version: family.peek() for version, family in self._families.items()}
+        chosen = {version: family.peek(avoid) for version, family in self._families.items()}
         for version, address in chosen.items():
             self._families[version].take(address, owner)
         return self._record(owner, tuple(chosen.values()))

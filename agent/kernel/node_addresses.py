@@ -14,7 +14,7 @@ import socket
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from ipaddress import IPv6Network
+from ipaddress import IPv6Network, ip_network
 
 from agent.kernel import netlink as nl
 from agent.kernel import vxlan
@@ -25,6 +25,7 @@ _UNIQUE_LOCAL = IPv6Network("fc00::/7")
 _BORROWERS = ("kube-ipvs0", vxlan.DEVICE)
 """Devices whose addresses are others': that of kube-proxy in mode ipvs bears those of all services,
 the tunnel's the node's."""
+_MAC_LENGTH = len("02:00:5e:00:53:01")
 _BUFFER = 4 << 20
 """Bytes of notices that may wait: 110 pods make some 1,000 notices of about 1 KiB each."""
 
@@ -42,6 +43,20 @@ def node_addresses() -> frozenset[nl.IPAddress]:
             entry.address
             for entry in nl.list_addresses(netlink)
             if _is_reachable(entry) and entry.index not in borrowers
+        )
+
+
+def connected_networks() -> frozenset[nl.IPNetwork]:
+    """The networks that the node's devices are on, by their addresses. Of Ethernet devices alone:
+    there a neighbour is asked for first, and what nobody has goes nowhere."""
+    with RtnlSocket() as netlink:
+        asking = {link.index for link in nl.list_links(netlink) if len(link.mac) == _MAC_LENGTH}
+        return frozenset(
+            ip_network((entry.address, entry.length), strict=False)
+            for entry in nl.list_addresses(netlink)
+            if _is_reachable(entry)
+            and entry.length < entry.address.max_prefixlen
+            and entry.index in asking
         )
 
 

@@ -162,6 +162,26 @@ def test_every_address_is_given_out_once_and_no_other() -> None:
         pool.allocate("one more")
 
 
+def test_what_is_to_be_avoided_is_not_given_out_until_it_is_free() -> None:
+    """Never used or used before; the other family goes on."""
+    pool = AddressPool(["10.0.0.0/29", "fd00::/64"])
+    others = {ip_address("10.0.0.2"), ip_address("10.0.0.4")}
+
+    def given(owner: str) -> str:
+        return str(pool.allocate(owner, others.__contains__).ipv4)
+
+    assert [given(f"c{number}") for number in range(3)] == ["10.0.0.3", "10.0.0.5", "10.0.0.6"]
+    with pytest.raises(PoolExhausted, match="3 of 5 are in use and 2 are others'"):
+        given("more")
+    pool.release("c1")
+    others.add(ip_address("10.0.0.5"))
+    with pytest.raises(PoolExhausted):
+        given("more")
+    others.clear()
+    assert [given(f"d{number}") for number in range(3)] == ["10.0.0.2", "10.0.0.4", "10.0.0.5"]
+    assert pool.allocate("d2", lambda address: True).ipv4 == ip_address("10.0.0.5")  # its own
+
+
 def test_one_exhausted_family_takes_nothing_of_the_other() -> None:
     pool = AddressPool(["10.0.0.0/30", "fd00::/64"])
     pool.allocate("first")
