@@ -28,10 +28,11 @@ UPLINKS: Final = "uplinks.json"
 NETWORKS: Final = "networks.json"
 MOUNT: Final = "bpffs-mount"
 LAST_GOOD: Final = "manifests.json"
+POD_CIDRS: Final = "pod-cidrs.json"
 _SYSCTLS: Final = "sysctls.json"
 _TAG: Final = "tag"
 _OURS: Final = (ROUTES_FILE, "programs", "headers", "spool", "endpoints.journal", "identities.json",
-                "identities.unusable", LAST_GOOD, NETWORKS, UPLINKS, MOUNT, _TAG,
+                "identities.unusable", LAST_GOOD, POD_CIDRS, NETWORKS, UPLINKS, MOUNT, _TAG,
                 runtime_config.RECORD, "agent.sock", "cni.sock", "selftest.json")  # fmt: skip
 
 

@@ -17,7 +17,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Final, TypeVar
 
-from agent.cleanup import LAST_GOOD
+from agent.cleanup import LAST_GOOD, POD_CIDRS
 from agent.cluster.collector import LEASE, Collector, Snapshot
 from agent.cluster.hooks import Hooks, NoPodCidrs
 from agent.cluster.node_keeper import NodeKeeper
@@ -47,7 +47,6 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 SOURCE: Final = "kubernetes"
-CIDRS: Final = "pod-cidrs.json"
 NAMESPACE: Final = "kube-system"
 LEASE_SECONDS: Final = 15
 _EVENTS_PAUSE: Final = 2.0
@@ -120,7 +119,7 @@ class Membership:
 
     def _remember(self, cidrs: Sequence[str]) -> None:
         if _recall(self._config.state_dir) != tuple(cidrs):
-            write_durably(self._config.state_dir / CIDRS, json.dumps(list(cidrs)).encode())
+            write_durably(self._config.state_dir / POD_CIDRS, json.dumps(list(cidrs)).encode())
 
     # ---- life --------------------------------------------------------------------------------
 
@@ -284,7 +283,7 @@ def _namespace() -> str:
 
 def _recall(state_dir: Path) -> tuple[str, ...]:
     try:
-        return tuple(str(one) for one in json.loads((state_dir / CIDRS).read_bytes()))
+        return tuple(str(one) for one in json.loads((state_dir / POD_CIDRS).read_bytes()))
     except (FileNotFoundError, ValueError, TypeError):
         return ()
 

@@ -222,3 +222,12 @@ def test_other_pod_cidrs_hold_for_pods_that_come(lab: Lab) -> None:
         lab.agent.wait_ready()
     lab.delete_pod(before)
     lab.delete_pod(after)
+
+
+def test_cleanup_leaves_nothing_of_a_member(lab: Lab) -> None:
+    lab.add_pod("shop", "web", {"app": "web"})
+    lab.agent.stop()
+    kept = {path.name for path in lab.scope.state_dir.iterdir()}
+    assert {"pod-cidrs.json", "manifests.json"} <= kept
+    lab.agent.cli("cleanup")
+    assert not [path.name for path in lab.scope.state_dir.glob("*")]
