@@ -22,7 +22,7 @@ from typing import Any, Final
 
 from agent.core.conntrack import Lifetimes
 from agent.core.delta import Delta, MapDelta, PolicyDelta, peer_deletes, peer_upserts
-from agent.kernel import bpf, bpffs, clsact, connections
+from agent.kernel import bpf, bpffs, clsact, connections, vxlan
 from agent.kernel.former import Former
 from agent.kernel.links import Hook
 from agent.kernel.loader import Loader, ProgramSpec
@@ -32,6 +32,7 @@ from agent.kernel.places import Places
 from agent.kernel.rtnl import RtnlSocket
 from agent.kernel.socket_redirect import give_up
 from agent.kernel.testrun import SkbContext, TestRun, prog_test_run
+from agent.kernel.tunnel_hooks import TunnelHooks
 from agent.kernel.uplinks import Uplinks
 from bpf import maps
 from bpf.layouts import Config, NumberKey, NumberKind, PolicyKey, Traffic
@@ -84,6 +85,7 @@ class Datapath:
         self._programs: dict[str, int] = {}
         self._places: Places
         self.uplinks = Uplinks(bpffs_dir / "links")
+        self._tunnel = TunnelHooks(bpffs_dir / "links")
         self._passing: dict[str, int] = {}
         self._idle_since = 0
         self._former = Former({})
@@ -253,16 +255,12 @@ class Datapath:
             return clsact.attached_many(netlink, devices)
 
     def attach_tunnel(self, ifindex: int) -> None:
-        """Both programs at the tunnel's device, which is ours alone as pods' are. RtnlError."""
-        with RtnlSocket() as netlink:
-            clsact.attach_anew(
-                netlink, ifindex, self._programs[FROM_TUNNEL], self._programs[TO_TUNNEL]
-            )
+        """Both programs at the tunnel's device. Raises OSError."""
+        self._tunnel.attach(ifindex, self._programs[FROM_TUNNEL], self._programs[TO_TUNNEL])
 
     def tunnel_attached(self, ifindex: int) -> bool:
         """Whether this agent's programs are the ones at the tunnel's device. Raises RtnlError."""
-        with RtnlSocket() as netlink:
-            return clsact.attached(netlink, ifindex) == self._ids(FROM_TUNNEL, TO_TUNNEL)
+        return self._tunnel.attached(ifindex) == self._ids(FROM_TUNNEL, TO_TUNNEL)
 
     def program_ids(self) -> tuple[int, int]:
         """Of this agent's programs at pods: from_pod, to_pod."""
@@ -291,7 +289,7 @@ class Datapath:
         self, devices: Collection[str], recorded: Mapping[str, int]
     ) -> list[str]:
         """Detach from what is no longer configured; names of the attachments. Raises LinkError."""
-        return self.uplinks.detach_others(devices, recorded, UPLINK_PROGRAMS)
+        return self.uplinks.detach_others({*devices, vxlan.DEVICE}, recorded, UPLINK_PROGRAMS)
 
     def pins(self) -> list[tuple[Path, int]]:
         """Every pin of a map or program that this agent holds, and its descriptor."""

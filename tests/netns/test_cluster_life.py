@@ -5,6 +5,7 @@ take away of the network between nodes is put back."""
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 from collections.abc import Iterator
 from dataclasses import replace
@@ -12,6 +13,7 @@ from functools import partial
 
 import pytest
 
+from agent.kernel import bpf
 from agent.kernel.vxlan import DEVICE
 from bench.lab import manifests
 from bench.lab.cluster import Cluster, Shape
@@ -219,7 +221,10 @@ def test_what_others_take_away_is_put_back(cluster: Cluster) -> None:
             assert first.agent.cli("policy", "check").returncode == 0
         if cluster.shape.mode == "tunnel":
             # Programs taken away: for the time being nothing is let in unseen.
-            first.namespace.command(["tc", "qdisc", "del", "dev", DEVICE, "clsact"])
+            for pin in sorted((first.bpffs / "links").glob("uplink-bristle*")):
+                link = bpf.object_get(pin)
+                bpf.link_detach(link)
+                os.close(link)
             first.agent.cli("policy", "check", "--repair", check=False)
             assert _reached(one, two)
         # Without being asked, too.
