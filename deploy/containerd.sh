@@ -74,11 +74,11 @@ fetched() {
 	tree=$cache/$1/$2
 	[ ! -d "$tree" ] || return 0
 	say "fetching $2 of Debian $1"
-	mkdir -p "$work/download"
-	(cd "$work/download" && apt_here "$1" download "$2") ||
+	mkdir -p "$work/download/$1"
+	(cd "$work/download/$1" && apt_here "$1" download "$2") ||
 		fail "Debian $1 has no package $2, or it cannot be reached"
 	mkdir -p "$cache/$1"
-	dpkg-deb -x "$work/download/$2"_*.deb "$tree.new"
+	dpkg-deb -x "$work/download/$1/$2"_*.deb "$tree.new"
 	mv "$tree.new" "$tree"
 }
 
