@@ -9,7 +9,7 @@
 #
 #   tools/kube_check.sh            build what is missing, and run everything
 #   tools/kube_check.sh build      build alone
-#   BRISTLE_KUBE_TREE=/srv/sid     take this tree of Debian sid instead of making one
+#   BRISTLE_KUBE_TREE=FOLDER       take this tree of Debian sid instead of making one
 #
 # Everything is kept below .cache/kube, for the next time; make clean removes it.
 set -euo pipefail
