@@ -61,6 +61,9 @@ class ServiceBook:
         self._claims: dict[bytes, set[_Name]] = {}
         self._addresses: dict[_Name, frozenset[str]] = {}
         self._users: dict[str, set[_Name]] = {}
+        self._peers: dict[str, tuple[int, int]] = {}
+        """Class and identity of endpoints' addresses, as long as they stay: a service may have
+        thousands, of which one changes at a time."""
         self._written: Writes = {}
         self._left_out: set[bytes] = set()
         self._node: frozenset[str] = frozenset()
@@ -118,13 +121,16 @@ class ServiceBook:
         shorter = False
         for prefix in (*classes.upserts, *classes.deletes):
             if prefix.length == _FULL_LENGTH:
-                yield from self._users.get(str(prefix.network().network_address), ())
+                address = str(prefix.network().network_address)
+                self._peers.pop(address, None)
+                yield from self._users.get(address, ())
             else:
                 shorter = True
         if shorter:
             # Known addresses have entries of their own; the few others have their network's class.
             for address, users in self._users.items():
                 if not self._ipcache.is_known(address):
+                    self._peers.pop(address, None)
                     yield from users
 
     def _note_addresses(self, name: _Name, slices: Iterable[EndpointSlice]) -> None:
@@ -137,6 +143,7 @@ class ServiceBook:
             users.discard(name)
             if not users:
                 del self._users[address]
+                self._peers.pop(address, None)
         for address in wanted - former:
             self._users.setdefault(address, set()).add(name)
 
@@ -151,8 +158,7 @@ class ServiceBook:
             for port in service.ports:
                 found: dict[tuple[int, int, int], Behind] = {}
                 for number, endpoint in _endpoints(slices, port.name, port.protocol, address):
-                    one = self._ipcache.lookup(endpoint)
-                    kind = self._number(one), one.identity, number
+                    kind = (*self._peer(endpoint), number)
                     found.setdefault(kind, Behind(*kind, endpoint))
                 if len(found) > ServiceLimit.SERVICE_PEERS:
                     log.debug(
@@ -163,6 +169,13 @@ class ServiceBook:
                 elif found:
                     kinds = tuple(found[kind] for kind in sorted(found))
                     yield _key(address, port.protocol, port.port), kinds
+
+    def _peer(self, address: str) -> tuple[int, int]:
+        found = self._peers.get(address)
+        if found is None:
+            one = self._ipcache.lookup(address)
+            found = self._peers[address] = self._number(one), one.identity
+        return found
 
     def _settle(self, key: bytes, delta: Delta) -> None:
         """Of several services with one address the first by name counts."""
