@@ -46,18 +46,7 @@ clean_up() {
 }
 
 prepare() {
-	local missing=()
-	[ "$(id -u)" = 0 ] || fail "not root: run it with sudo"
-	for package in "${packages[@]}"; do
-		dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null | grep -qx installed ||
-			missing+=("$package")
-	done
-	if [ ${#missing[@]} != 0 ]; then
-		say "installing Debian packages: ${missing[*]}"
-		DEBIAN_FRONTEND=noninteractive apt-get -qq -y --no-install-recommends \
-			-o Dpkg::Use-Pty=0 install "${missing[@]}" >/dev/null ||
-			fail "apt-get could not install: ${missing[*]}"
-	fi
+	debian_packages "${packages[@]}"
 	/usr/bin/python3 tools/cleanup.py # what a killed run left
 	mkdir -p "$cache" "$work/run"
 	trap clean_up EXIT

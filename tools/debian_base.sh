@@ -4,6 +4,22 @@
 # For scripts to source: a plain Debian bookworm made by debootstrap, with this machine's own apt
 # configuration (sources, proxies). No image registry is asked.
 
+# debian_packages PACKAGE...: installs on this machine what is not there. Uses the caller's `say` and
+# `fail`.
+debian_packages() {
+	local package missing=()
+	[ "$(id -u)" = 0 ] || fail "not root: run it with sudo"
+	for package in "$@"; do
+		dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null | grep -qx installed ||
+			missing+=("$package")
+	done
+	[ ${#missing[@]} != 0 ] || return 0
+	say "installing Debian packages: ${missing[*]}"
+	DEBIAN_FRONTEND=noninteractive apt-get -qq -y --no-install-recommends \
+		-o Dpkg::Use-Pty=0 install "${missing[@]}" >/dev/null ||
+		fail "apt-get could not install: ${missing[*]}"
+}
+
 # Debian's own sources of this machine, a one-line entry each: those that apt has lists of.
 debian_sources() {
 	# shellcheck disable=SC2016
