@@ -21,6 +21,7 @@ import pytest
 from hypothesis import settings
 
 from bench.lab.kubeapi import NotOffered
+from tests.needs import lacking
 
 # A busy machine must not fail a test: nothing here asserts on time.
 settings.register_profile("bristle", deadline=None)
@@ -43,11 +44,8 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.get_closest_marker("kernel") is None:
         return
     reason = unusable_kernel()
-    if reason is None:
-        return
-    if os.environ.get("BRISTLE_REQUIRE_KERNEL") == "1":
-        pytest.fail(f"BRISTLE_REQUIRE_KERNEL=1, but {reason}", pytrace=False)
-    pytest.skip(reason)
+    if reason is not None:
+        lacking(reason)
 
 
 @pytest.hookimpl(wrapper=True)

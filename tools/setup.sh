@@ -18,7 +18,7 @@ packages=(
 	linux-libc-dev gcc libc6-dev       # headers of the programs; the relay, static
 	clang-14                           # BTF of layout.h, for tools/generate_layouts.py
 	iproute2 iputils-ping procps util-linux
-	iperf3 nftables containernetworking-plugins bpftool
+	iperf3 nftables iptables containernetworking-plugins bpftool
 	clang-format shellcheck            # make lint
 	ca-certificates
 )

@@ -16,6 +16,7 @@ from agent.kernel.rtnl import RtnlSocket
 from agent.kernel.tunnel_hooks import TunnelHooks
 from agent.kernel.uplinks import Uplinks, uplink_name
 from agent.kernel.vxlan import DEVICE
+from tests.needs import lacking
 from tests.netns.bare_node import Netns
 
 pytestmark = pytest.mark.kernel
@@ -49,8 +50,9 @@ def filters() -> tuple[int, int]:
         return clsact.attached(netlink, 70)
 
 
-@pytest.mark.skipif(not has_tcx(), reason="the kernel has no TCX")
 def test_by_links(netns: Netns, programs: tuple[int, int], bpffs_dir: Path) -> None:
+    if not has_tcx():
+        lacking("the kernel has no TCX")
     one, two = programs
     ids = bpf.program_info(one).id, bpf.program_info(two).id
     folder = bpffs_dir / "links"

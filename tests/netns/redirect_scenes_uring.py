@@ -5,13 +5,11 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import os
 import select
 import socket
 from typing import Any
 
-import pytest
-
+from tests.needs import lacking
 from tests.netns.redirect_scene import abort, scene
 from tests.netns.redirect_world import (
     LOOK,
@@ -39,9 +37,7 @@ def ring() -> Ring:
     try:
         return Ring()
     except Unavailable as error:
-        if os.environ.get("BRISTLE_REQUIRE_KERNEL") == "1":
-            pytest.fail(f"BRISTLE_REQUIRE_KERNEL=1, but no io_uring: {error}", pytrace=False)
-        pytest.skip(f"no io_uring: {error}")
+        lacking(f"no io_uring: {error}")
 
 
 def result(one: Ring, seconds: float = PATIENCE) -> Any:

@@ -25,21 +25,23 @@ from bench.lab.runtime import Runtime
 from bench.lab.station import NODE4, NODE6, OUTSIDE4, OUTSIDE6, Pod
 from bench.lab.talk import Server, ask_tcp, ask_udp
 from bench.lab.traffic import TcpFlow, Traffic
+from tests.needs import lacking
 
 PLUGINS = Path("/usr/lib/cni")
-pytestmark = [
-    pytest.mark.kernel,
-    pytest.mark.skipif(
-        not (PLUGINS / "portmap").exists(), reason="containernetworking-plugins is not installed"
-    ),
-    pytest.mark.skipif(
-        not all(map(shutil.which, ("iptables", "ip6tables"))),
-        reason="portmap needs iptables, which is not installed",
-    ),
-]
+pytestmark = pytest.mark.kernel
 
 NODE, OUTSIDE = {4: NODE4, 6: NODE6}, {4: OUTSIDE4, 6: OUTSIDE6}
 HOST_PORT = 8080
+
+
+@pytest.fixture(scope="module", autouse=True)
+def plugin() -> None:
+    if not (PLUGINS / "portmap").exists():
+        lacking("containernetworking-plugins is not installed")
+    if not all(map(shutil.which, ("iptables", "ip6tables"))):
+        lacking("portmap needs iptables, which is not installed")
+
+
 PORTS = [
     {"hostPort": HOST_PORT, "containerPort": 80, "protocol": "tcp"},
     {"hostPort": HOST_PORT, "containerPort": 80, "protocol": "udp"},
